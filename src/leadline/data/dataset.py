@@ -1,0 +1,139 @@
+"""Data sets: pictures with depth, kinds, units and cameras, opened by format and path."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from leadline.depth import Depth, Intrinsics, Kind
+from leadline.errors import DataError, closest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+FORMATS = {
+    "rendered": "leadline.data.rendered",
+    "nyu-mat": "leadline.data.nyu",
+    "fastdepth-h5": "leadline.data.fastdepth_h5",
+    "kitti-raw": "leadline.data.kitti",
+    "kitti-object": "leadline.data.kitti_object",
+    "ddad": "leadline.data.ddad",
+    "folder": "leadline.data.folder",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with what is known about it.
+
+    Args:
+        name: unique in its data set; a relative path without suffix where files exist.
+        image: H x W x 3 uint8 RGB.
+        depth: H x W, in the data set's kind; 0 where nothing was measured (readers turn NaN, infinity and negative
+            values into 0). None for pictures without depth.
+        intrinsics: the picture's camera in pixels, if known.
+        pose: 4 x 4 float64, camera to world, metres, if known.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    depth: Depth | None = None
+    intrinsics: Intrinsics | None = None
+    pose: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one item of a data set: what, and how to mend it. Fatal ones make the item unusable."""
+
+    item: str
+    what: str
+    mend: str = ""
+    fatal: bool = True
+
+
+class Dataset(ABC):
+    """A finite, indexed collection of samples; a format is one module that subclasses this and is listed in FORMATS.
+
+    A format's module names its class `Format`.
+    """
+
+    format: ClassVar[str]
+    name: str
+    kind: Kind = Kind.METRIC_DEPTH
+    max_depth: float | None = None  # metres; values above are not trusted
+    licence: str = "unknown"
+    source: str = ""
+
+    @classmethod
+    @abstractmethod
+    def detect(cls, path: Path) -> bool:
+        """True where `path` looks like this format."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, path: str, split: str | None) -> Dataset:
+        """Open the data set at `path`.
+
+        Raises:
+            DataError: the layout contradicts the format, or the split does not exist (the message lists those that do).
+        """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            ImageReadError, DataError: a file of the sample is damaged or contradicts the data set.
+        """
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The names of all samples, in order, without reading them."""
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the layout, found without decoding (pictures without depth, and the reverse)."""
+        return []
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+def open_dataset(reference: str, split: str | None = None) -> Dataset:
+    """Open a data set by reference.
+
+    Args:
+        reference: `rendered`, a path whose format is recognised, or `FORMAT:PATH`.
+        split: a part of it (`train`, `test`, ...), as the format defines; None for its default.
+
+    Raises:
+        DataError: unknown format, missing path, or a layout that no format recognises.
+    """
+    name, _, rest = reference.partition(":")
+    if name in FORMATS:
+        return _format(name).open(rest, split)
+    path = Path(reference)
+    if not path.exists():
+        why = "no such file or folder"
+        mend = closest(name, FORMATS) if ":" in reference or "/" not in reference else "check the path"
+        raise DataError("cannot open the data set", where=reference, why=why, mend=mend)
+    for known in FORMATS:
+        if _format(known).detect(path):
+            return _format(known).open(reference, split)
+    mend = f"name the format, as in FORMAT:{reference}; formats: {', '.join(FORMATS)}"
+    raise DataError("no known data set layout", where=path, mend=mend)
+
+
+def _format(name: str) -> type[Dataset]:
+    kind: type[Dataset] = importlib.import_module(FORMATS[name]).Format
+    return kind

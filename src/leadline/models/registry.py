@@ -1,0 +1,72 @@
+"""The architectures that Leadline owns, and how one is built from plain configuration.
+
+An architecture is one module of this package with four names:
+`Config` (a frozen pydantic model, everything that decides the graph, channel counts included),
+`build(config) -> nn.Module`, `contract(config) -> Contract`, and `VARIANTS: dict[str, Config]`, its named sizes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from leadline.errors import ConfigError, closest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from torch import nn
+
+    from leadline.contract import Contract
+
+ARCHITECTURES = {
+    "fastdepth": "leadline.models.fastdepth",
+    "depth-anything-v2": "leadline.models.depth_anything",
+}
+
+
+class Architecture(Protocol):
+    """What an architecture's module offers."""
+
+    Config: type[BaseModel]
+    VARIANTS: dict[str, BaseModel]
+
+    def build(self, config: Any) -> nn.Module:
+        """The network, N x 3 x H x W float32 (normalised by the contract) to N x 1 x H x W."""
+
+    def contract(self, config: Any) -> Contract:
+        """What this network expects and returns."""
+
+
+def architecture(name: str) -> Architecture:
+    """The module of the architecture `name`.
+
+    Raises:
+        ConfigError: there is no such architecture.
+    """
+    if name not in ARCHITECTURES:
+        raise ConfigError("unknown architecture", where=name, mend=closest(name, ARCHITECTURES))
+    return cast("Architecture", importlib.import_module(ARCHITECTURES[name]))
+
+
+def parse_config(name: str, values: dict[str, Any]) -> BaseModel:
+    """Checked configuration of the architecture `name`.
+
+    Raises:
+        ConfigError: unknown keys or wrong values.
+    """
+    from pydantic import ValidationError
+
+    kind = architecture(name).Config
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"bad {name} configuration", where=place, why=first["msg"]) from error
+
+
+def variants() -> dict[str, tuple[str, BaseModel]]:
+    """All named sizes: variant name to (architecture name, configuration)."""
+    return {
+        variant: (name, config) for name in ARCHITECTURES for variant, config in architecture(name).VARIANTS.items()
+    }
