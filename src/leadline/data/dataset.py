@@ -12,7 +12,7 @@ from leadline.depth import Depth, Intrinsics, Kind
 from leadline.errors import DataError, closest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -36,7 +36,7 @@ class Sample:
         name: unique in its data set; a relative path without suffix where files exist.
         image: H x W x 3 uint8 RGB.
         depth: H x W, in the data set's kind; 0 where nothing was measured (readers turn NaN, infinity and negative
-            values into 0). None for pictures without depth.
+            values into 0; NaN for relative disparity, where 0 is a value). None for pictures without depth.
         intrinsics: the picture's camera in pixels, if known.
         pose: 4 x 4 float64, camera to world, metres, if known.
     """
@@ -102,34 +102,79 @@ class Dataset(ABC):
         """The names of all samples, in order, without reading them."""
 
     def problems(self) -> list[Problem]:
-        """What is wrong with the layout, found without decoding (pictures without depth, and the reverse)."""
+        """What is wrong with the layout, found without decoding (pictures without depth, and the reverse).
+
+        The items concerned are not among the samples; `open_dataset` refuses them unless told to leave them out.
+        """
         return []
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
 
-def open_dataset(reference: str, split: str | None = None) -> Dataset:
+def open_dataset(reference: str, split: str | None = None, *, skip_bad: bool = False) -> Dataset:
     """Open a data set by reference.
 
     Args:
-        reference: `rendered`, a path whose format is recognised, or `FORMAT:PATH`.
+        reference: `rendered`, a path whose format is recognised, or `FORMAT:PATH`. A format's options follow the path
+            as in `kitti-raw:PATH?camera=3&collisions=bit-faithful`.
         split: a part of it (`train`, `test`, ...), as the format defines; None for its default.
+        skip_bad: leave incomplete items out (`problems()` lists them) instead of refusing the data set.
 
     Raises:
-        DataError: unknown format, missing path, or a layout that no format recognises.
+        DataError: unknown format, missing path, a layout that no format recognises, or incomplete items.
     """
     name, _, rest = reference.partition(":")
-    if name in FORMATS:
-        return _format(name).open(rest, split)
+    if name not in FORMATS:
+        name, rest = _recognised(reference), reference
+    dataset = _format(name).open(rest, split)
+    bad = [problem for problem in dataset.problems() if problem.fatal]
+    if bad and not skip_bad:
+        why = f"{len(bad)} incomplete item{'s' if len(bad) > 1 else ''}, the first: {bad[0].item}: {bad[0].what}"
+        mend = "`leadline data check` lists them all; --skip-bad leaves them out"
+        raise DataError("incomplete data set", where=reference, why=why, mend=mend)
+    return dataset
+
+
+def split_options(reference: str, known: Mapping[str, tuple[str, ...]]) -> tuple[Path, dict[str, str]]:
+    """The path and the options of `PATH?key=value&key=value`; an option that is not given has its first value.
+
+    Args:
+        reference: what follows the format's name.
+        known: the values that each option may have, the default first.
+
+    Raises:
+        DataError: missing path, unknown option or value.
+    """
+    path, _, query = reference.partition("?")
+    if query and Path(reference).exists():
+        path, query = reference, ""
+    if not path or not Path(path).exists():
+        raise DataError("cannot open the data set", where=path, why="no such file or folder", mend="check the path")
+    chosen = {key: values[0] for key, values in known.items()}
+    for part in filter(None, query.split("&")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            why = f"unknown option {key!r}" if known else "this format has no options"
+            raise DataError("cannot open the data set", where=reference, why=why, mend=closest(key, known))
+        if value not in known[key]:
+            why = f"option {key} cannot be {value!r}"
+            raise DataError("cannot open the data set", where=reference, why=why, mend=closest(value, known[key]))
+        chosen[key] = value
+    return Path(path), chosen
+
+
+def _recognised(reference: str) -> str:
     path = Path(reference)
     if not path.exists():
-        why = "no such file or folder"
+        path = Path(reference.partition("?")[0])
+    if not path.exists():
+        name = reference.partition(":")[0]
         mend = closest(name, FORMATS) if ":" in reference or "/" not in reference else "check the path"
-        raise DataError("cannot open the data set", where=reference, why=why, mend=mend)
+        raise DataError("cannot open the data set", where=reference, why="no such file or folder", mend=mend)
     for known in FORMATS:
         if _format(known).detect(path):
-            return _format(known).open(reference, split)
+            return known
     mend = f"name the format, as in FORMAT:{reference}; formats: {', '.join(FORMATS)}"
     raise DataError("no known data set layout", where=path, mend=mend)
 
