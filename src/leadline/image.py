@@ -2,15 +2,215 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import struct
+import zlib
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from leadline.errors import ImageReadError
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
+    from PIL import Image as PillowImage
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+MAX_PIXELS = 80_000_000  # below Pillow's own warning (89 million), so that ours speaks first
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+_log = logging.getLogger(__name__)
+
+
+def read_image(path: Path | str, on_notice: Callable[[str], None] = _log.warning) -> NDArray[np.uint8]:
+    """Read a picture as the eye sees it: upright by its EXIF orientation, RGB.
+
+    Grey and palette pictures, CMYK and YCbCr become RGB; transparency is laid over white; 16-bit grey is divided by
+    257, 16 bits per colour are reduced to their upper 8 with a notice. Of several frames or pages the first is taken,
+    with a notice. The format is found from the content, never from the name.
+
+    Args:
+        path: a JPEG, PNG, WebP, BMP, TIFF, GIF or PPM file of at most MAX_PIXELS pixels.
+        on_notice: takes one sentence about anything that the reader decided; logged as a warning by default.
+
+    Returns:
+        H x W x 3 uint8 RGB, 0..255, writable.
+
+    Raises:
+        ImageReadError: missing, a directory, unreadable, empty, damaged, truncated, too large, or another format.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    with _decoding(path), _open(path, data, tuple(FORMATS)) as image:
+        for notice in _notices(path, image, data):
+            on_notice(f"{path}: {notice}")
+        return _upright_rgb(path, image)
+
+
+def read_depth_png(path: Path | str) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Read the raw integers of a depth file; nothing is scaled or turned.
+
+    Args:
+        path: a grey PNG with 8 or 16 bits.
+
+    Returns:
+        H x W uint8 or uint16, as stored.
+
+    Raises:
+        ImageReadError: as `read_image`, and for a PNG with colour.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    with _decoding(path), _open(path, data, ("PNG",)) as image:
+        image.load()
+        if image.mode not in ("L", "I;16", "I;16B", "I"):
+            why = f"it holds colours (mode {image.mode}), not one value per pixel"
+            raise ImageReadError("not a depth file", where=path, why=why, mend="give a grey PNG of 8 or 16 bits")
+        return np.array(image, np.uint8 if image.mode == "L" else np.uint16)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            kind = "it is a directory" if path.is_dir() else "it is not a regular file"
+            raise ImageReadError("cannot read the picture", where=path, why=kind)
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageReadError("no such file", where=path, mend="check the path") from error
+    except PermissionError as error:
+        why = "permission denied"
+        raise ImageReadError("cannot read the picture", where=path, why=why, mend=f"chmod u+r {path}") from error
+    except (OSError, ValueError) as error:
+        raise ImageReadError("cannot read the picture", where=path, why=str(error)) from error
+    if not data:
+        raise ImageReadError("cannot read the picture", where=path, why="the file is empty (0 bytes)")
+    return data
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Pillow's many ways to fail on a damaged file, as one typed error."""
+    from PIL import Image
+
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path, str(error)) from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError) as error:
+        raise ImageReadError("cannot read the picture", where=path, why=f"damaged: {error}") from error
+
+
+def _too_large(path: Path, size: str) -> ImageReadError:
+    return ImageReadError("the picture is too large", where=path, why=f"{size}; at most {MAX_PIXELS} pixels are read")
+
+
+def _open(path: Path, data: bytes, formats: tuple[str, ...]) -> PillowImage.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    if data.startswith(_PNG_SIGNATURE):
+        _check_png(path, data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError as error:
+        why = f"its content is not {', '.join(formats)}, or its header is damaged"
+        raise ImageReadError("not a picture that can be read", where=path, why=why) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(path, f"{image.width} x {image.height}")
+    return image
+
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def _check_png(path: Path, data: bytes) -> None:
+    """Walk the chunks: Pillow does not look at the checksum of the pixel data."""
+    at = len(_PNG_SIGNATURE)
+    view = memoryview(data)
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        name = bytes(view[at + 4 : at + 8])
+        body_end = at + 8 + length
+        if body_end + 4 > len(data):
+            break
+        if zlib.crc32(view[at + 4 : body_end]) != struct.unpack_from(">I", data, body_end)[0]:
+            why = f"bad checksum in chunk {name.decode('latin-1')} at byte {at}"
+            raise ImageReadError("cannot read the picture", where=path, why=f"damaged: {why}")
+        if name == b"IEND":
+            return
+        at = body_end + 4
+    raise ImageReadError("cannot read the picture", where=path, why=f"truncated: the PNG ends at byte {len(data)}")
+
+
+def _notices(path: Path, image: PillowImage.Image, data: bytes) -> Iterator[str]:
+    name = "JPEG" if image.format == "MPO" else str(image.format)
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES and suffix not in FORMATS[name]:
+        yield f"the name says {suffix}, the content is {name}; read as {name}"
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # the further pictures of an MPO are previews
+        yield f"{frames} frames or pages; only the first is used"
+    if _bits_per_colour(image, data) > 8:
+        yield "16 bits per colour reduced to 8"
+
+
+def _bits_per_colour(image: PillowImage.Image, data: bytes) -> int:
+    """Bits that the file has per channel where Pillow delivers 8 of them without a word; 8 otherwise."""
+    if image.mode not in ("RGB", "RGBA", "LA"):
+        return 8
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "TIFF":
+        return int(max(getattr(image, "tag_v2", {}).get(258, (8,))))
+    return 8
+
+
+def _upright_rgb(path: Path, image: PillowImage.Image) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
+    image.load()  # first: Pillow turns a TIFF here and drops its orientation, so that it is not turned twice
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        deep = np.asarray(image).astype(np.uint32)
+        grey = ((deep + 128) // 257).astype(np.uint8)
+        return np.stack([grey, grey, grey], axis=2)
+    if image.mode in ("I", "F"):
+        why = f"values of 32 bits (mode {image.mode}) have no range that could be shown"
+        raise ImageReadError("not a picture", where=path, why=why, mend="save it with 8 or 16 bits")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        pixels = image.convert("RGBA")
+        white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, pixels)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def png_bytes(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """A PNG file of H x W uint8 or uint16, or H x W x 3 uint8 RGB; compressed lightly, for speed."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def write_png16(path: Path | str, values: NDArray[np.uint16]) -> None:
+    """Write H x W uint16 as a grey PNG that `read_depth_png` reads back unchanged."""
+    Path(path).write_bytes(png_bytes(values))
 
 
 def resize(

@@ -1,0 +1,41 @@
+"""Options that several verbs share, so that they are spelled and explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from leadline.errors import ConfigError
+
+DEFAULT_MODEL = "leadline-s-indoor"
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """`H,W` as (height, width) in pixels; None stays None.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        mend = "write height,width in pixels, as in 224,320"
+        raise ConfigError("not a size", where=text, why="two whole numbers are needed", mend=mend)
+    return int(parts[0]), int(parts[1])
+
+
+REFERENCE_HELP = "Zoo name, checkpoint or bundle folder, .onnx with a contract beside it, hf:OWNER/NAME or HF folder."
+
+Model = Annotated[str, typer.Option("--model", "-m", metavar="REF", help=REFERENCE_HELP)]
+Reference = Annotated[str, typer.Argument(metavar="REF", help=REFERENCE_HELP)]
+References = Annotated[list[str], typer.Argument(metavar="REF...", help=REFERENCE_HELP)]
+Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads of the engine; 0: the engine chooses.")]
+Size = Annotated[
+    Optional[str],  # noqa: UP045  typer reads the annotation at run time
+    typer.Option("--size", metavar="H,W", help="Input size of the network, height,width in pixels."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for what is written.")]
