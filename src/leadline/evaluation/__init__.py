@@ -1,0 +1,1 @@
+"""Accuracy by named protocols, with intervals; latency, memory and complexity beside it."""
