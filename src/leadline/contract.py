@@ -131,7 +131,8 @@ class Contract(_Frozen):
     def _rounded(self, side: float, at_least: int) -> int:
         n = self.input.multiple_of
         rounded = int(np.round(side / n) * n)
-        return rounded if rounded >= at_least else int(math.ceil(side / n) * n)
+        wanted = rounded if rounded >= at_least else int(math.ceil(side / n) * n)
+        return min(wanted, self.input.max_side // n * n)  # a 1 x 5000 picture would ask for millions of pixels
 
     def prepare(self, image: NDArray[np.uint8], size: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """A picture as the network's input.
