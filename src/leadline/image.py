@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from leadline.colors import colorize
 from leadline.errors import ImageReadError
 
 if TYPE_CHECKING:
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from PIL import Image as PillowImage
+
+__all__ = [
+    "SUFFIXES",
+    "Interpolation",
+    "colorize",
+    "png_bytes",
+    "read_depth_png",
+    "read_image",
+    "resize",
+    "rgb_array",
+    "write_png16",
+]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
@@ -60,7 +73,7 @@ def read_image(path: Path | str, on_notice: Callable[[str], None] = _log.warning
     with _decoding(path), _open(path, data, tuple(FORMATS)) as image:
         for notice in _notices(path, image, data):
             on_notice(f"{path}: {notice}")
-        return _upright_rgb(path, image)
+        return rgb_array(image, str(path))
 
 
 def read_depth_png(path: Path | str) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -82,7 +95,7 @@ def read_depth_png(path: Path | str) -> NDArray[np.uint8] | NDArray[np.uint16]:
         if image.mode not in ("L", "I;16", "I;16B", "I"):
             why = f"it holds colours (mode {image.mode}), not one value per pixel"
             raise ImageReadError("not a depth file", where=path, why=why, mend="give a grey PNG of 8 or 16 bits")
-        return np.array(image, np.uint8 if image.mode == "L" else np.uint16)
+        return np.array(image, np.uint8) if image.mode == "L" else np.array(image, np.uint16)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -180,19 +193,31 @@ def _bits_per_colour(image: PillowImage.Image, data: bytes) -> int:
     return 8
 
 
-def _upright_rgb(path: Path, image: PillowImage.Image) -> NDArray[np.uint8]:
+def rgb_array(image: PillowImage.Image, source: str = "") -> NDArray[np.uint8]:
+    """A Pillow picture as `read_image` gives it: upright, RGB, transparency laid over white.
+
+    Args:
+        image: of any mode with at most 16 bits per channel.
+        source: where it came from, for messages.
+
+    Returns:
+        H x W x 3 uint8 RGB, writable.
+
+    Raises:
+        ImageReadError: values of 32 bits, which have no range that could be shown.
+    """
     from PIL import Image, ImageOps
 
     image.load()  # first: Pillow turns a TIFF here and drops its orientation, so that it is not turned twice
+    is_deep_grey = image.mode == "I" and image.format == "PPM"  # Pillow's mode for a PGM of 16 bits
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        deep = np.asarray(image).astype(np.uint32)
-        grey = ((deep + 128) // 257).astype(np.uint8)
+    if image.mode.startswith("I;16") or is_deep_grey:
+        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
         return np.stack([grey, grey, grey], axis=2)
     if image.mode in ("I", "F"):
         why = f"values of 32 bits (mode {image.mode}) have no range that could be shown"
-        raise ImageReadError("not a picture", where=path, why=why, mend="save it with 8 or 16 bits")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        raise ImageReadError("not a picture", where=source or None, why=why, mend="save it with 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         pixels = image.convert("RGBA")
         white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, pixels)
@@ -241,10 +266,10 @@ def resize(
     if interpolation == "nearest":
         rows = np.minimum((np.arange(size[0]) + 0.5) * (height / size[0]), height - 1).astype(np.intp)
         cols = np.minimum((np.arange(size[1]) + 0.5) * (width / size[1]), width - 1).astype(np.intp)
-        return values[rows[:, None], cols[None, :]]
+        return np.asarray(values[rows[:, None], cols[None, :]])
     if antialias and not align_corners:
         method = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
-        return np.asarray(Image.fromarray(values).resize((size[1], size[0]), method))
+        return np.array(Image.fromarray(values).resize((size[1], size[0]), method))
     shrunk = _apply_taps(values.astype(np.float32), *_taps(height, size[0], interpolation, align_corners), axis=0)
     return _apply_taps(shrunk, *_taps(width, size[1], interpolation, align_corners), axis=1)
 

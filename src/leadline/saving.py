@@ -1,0 +1,169 @@
+"""Depth on disk: raw values, colours and point clouds, with a side file that says what the numbers mean."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leadline.colors import colorize, display_range
+from leadline.depth import Depth, Intrinsics, Kind
+from leadline.errors import ConfigError, DataError, closest
+from leadline.image import png_bytes, read_depth_png
+from leadline.output import write_atomic
+from leadline.point_cloud import ply_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+ENDINGS = {"png16": "_depth.png", "npy": ".npy", "color": "_color.png", "pointcloud": ".ply"}
+SIDE_ENDING = ".json"
+_CODES = 65535
+_METRIC_STEPS = (0.001, 1 / 256)  # millimetres; then KITTI's step, up to 255 m
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """`png16,npy,...` as a tuple without repetition.
+
+    Raises:
+        ConfigError: unknown or no format.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in ENDINGS:
+            raise ConfigError("unknown format to save", where=name, mend=closest(name, ENDINGS))
+    if not names:
+        raise ConfigError("nothing to save", mend=f"name at least one of {', '.join(ENDINGS)}")
+    return names
+
+
+def output_paths(base: Path, formats: Collection[str]) -> list[Path]:
+    """Every file that `save` writes for `base` (a path without ending), the side file last."""
+    return [_with(base, ENDINGS[name]) for name in formats] + [_with(base, SIDE_ENDING)]
+
+
+def save(
+    depth: Depth, base: Path, formats: Collection[str], *, image: NDArray[np.uint8] | None = None, model: str = ""
+) -> dict[str, Path]:
+    """Write a depth map in the wanted formats and its side file `<base>.json`, each atomically.
+
+    Args:
+        depth: H x W.
+        base: path without ending.
+        formats: of `png16` (raw values in steps, 0 = not valid), `npy` (raw float32), `color`, `pointcloud`.
+        image: the picture, H x W x 3 uint8 RGB, for the colours of the point cloud.
+        model: name of the network, for the side file.
+
+    Returns:
+        Format (and `side`) to the file written.
+
+    Raises:
+        OutputError: the files cannot be written.
+        KindError, DataError: a point cloud from a kind with an unknown shift, or without camera.
+    """
+    files: dict[str, Path] = {}
+    notes: dict[str, Any] = {}
+    for name in formats:
+        files[name] = _with(base, ENDINGS[name])
+        data, note = _encoded(name, depth, image)
+        notes[name] = {"file": files[name].name, **note}
+        write_atomic(files[name], data)
+    files["side"] = _with(base, SIDE_ENDING)
+    write_atomic(files["side"], _side(depth, model, notes))
+    return files
+
+
+def _with(base: Path, ending: str) -> Path:
+    return base.with_name(base.name + ending)
+
+
+def _encoded(name: str, depth: Depth, image: NDArray[np.uint8] | None) -> tuple[bytes, dict[str, Any]]:
+    if name == "png16":
+        codes, scale, offset = to_codes(depth)
+        note = {"scale": scale, "offset": offset, "invalid": 0, "formula": "value = scale * code + offset"}
+        return png_bytes(codes), note
+    if name == "npy":
+        buffer = io.BytesIO()
+        np.save(buffer, depth.values, allow_pickle=False)
+        return buffer.getvalue(), {"scale": 1.0, "offset": 0.0}
+    if name == "color":
+        lo, hi = display_range(depth)
+        return png_bytes(colorize(depth, lo, hi)), {"lo": lo, "hi": hi, "near": "bright", "invalid": "black"}
+    if image is None:
+        image = colorize(depth)
+    return ply_bytes(depth, image), {"axes": "x right, y down, z forward"}
+
+
+def to_codes(depth: Depth) -> tuple[NDArray[np.uint16], float, float]:
+    """Values as 16-bit codes: (codes, scale, offset) with value = scale * code + offset; code 0 is not valid.
+
+    Metric depth is in millimetres up to 65 m, in 1/256 m up to 255 m, and in 1/65535 of its maximum beyond; the other
+    kinds spread their range over the codes 1 to 65535.
+    """
+    valid = depth.valid
+    values = depth.values[valid].astype(np.float64)
+    codes = np.zeros(depth.shape, np.uint16)
+    if values.size == 0:
+        return codes, 1.0, 0.0
+    top = float(values.max())
+    if depth.kind is Kind.METRIC_DEPTH:
+        scale = next((step for step in _METRIC_STEPS if top <= step * _CODES), top / _CODES)
+        offset = 0.0
+    else:
+        bottom = float(values.min())
+        scale = (top - bottom) / (_CODES - 1) or 1.0
+        offset = bottom - scale
+    codes[valid] = np.clip(np.round((values - offset) / scale), 1, _CODES).astype(np.uint16)
+    return codes, scale, offset
+
+
+def _side(depth: Depth, model: str, files: dict[str, Any]) -> bytes:
+    values = depth.values[depth.valid]
+    content = {
+        "schema_version": 1,
+        "kind": depth.kind.value,
+        "unit": depth.unit,
+        "height": depth.shape[0],
+        "width": depth.shape[1],
+        "minimum": float(values.min()) if values.size else None,
+        "maximum": float(values.max()) if values.size else None,
+        "degenerate": depth.is_degenerate,
+        "source": depth.source,
+        "model": model,
+        "intrinsics": asdict(depth.intrinsics) if depth.intrinsics else None,
+        "files": files,
+    }
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_saved(side: Path) -> Depth:
+    """Read back what `save` wrote, from `npy` where it is there and from `png16` otherwise.
+
+    Args:
+        side: the side file, `<base>.json`.
+
+    Raises:
+        DataError: the side file is damaged, or neither format lies beside it.
+        ImageReadError: the PNG is damaged.
+    """
+    try:
+        content = json.loads(side.read_bytes())
+        kind, files, camera = Kind(content["kind"]), content["files"], content["intrinsics"]
+        intrinsics = Intrinsics(**camera) if camera else None
+        if "npy" in files:
+            values = np.load(side.with_name(Path(files["npy"]["file"]).name), allow_pickle=False)
+        else:
+            note = files["png16"]
+            codes = read_depth_png(side.with_name(Path(note["file"]).name))
+            values = np.where(codes == 0, np.nan, codes * float(note["scale"]) + float(note["offset"]))
+            if kind is not Kind.RELATIVE_DISPARITY:
+                values = np.nan_to_num(values, nan=0.0)
+        return Depth(values.astype(np.float32), kind, intrinsics, content["source"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError("cannot read the saved depth", where=side, why=f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,122 @@
+"""Which pictures a command line names, and where the result of each is written."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leadline.errors import DataError, OutputError
+from leadline.image import SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture and the path, without ending, that its results get."""
+
+    source: Path
+    base: Path
+
+
+def find_pictures(sources: Sequence[str], out: Path, *, recursive: bool = False) -> list[Item]:
+    """The pictures that files, folders and globs name, each once, with names under `out` that never collide.
+
+    A file named outright is taken whatever its ending, and whether or not it can be read; folders and globs give the
+    files with a picture's ending. A folder inside which `out` lies does not give what was written there earlier.
+
+    Args:
+        sources: files, folders, and patterns with `*`, `?`, `[...]` and `**`.
+        out: folder for the results; folders below a source are kept below it.
+        recursive: take folders below the named ones as well.
+
+    Raises:
+        DataError: a folder or pattern that matches nothing, or a video.
+    """
+    found: dict[Path, tuple[Path, Path]] = {}
+    for source in sources:
+        for path, relative in _matches(source, out, recursive):
+            found.setdefault(path.resolve(), (path, relative))
+    paths, relatives = [path for path, _ in found.values()], [relative for _, relative in found.values()]
+    return [Item(path, out / name) for path, name in zip(paths, _distinct(relatives), strict=True)]
+
+
+def refuse_overwriting_sources(items: Iterable[Item], outputs: Callable[[Path], Iterable[Path]]) -> None:
+    """Pass where no result would replace a picture that is read.
+
+    Raises:
+        OutputError: one would.
+    """
+    items = list(items)
+    sources = {item.source.resolve() for item in items}
+    for item in items:
+        for path in outputs(item.base):
+            if path.resolve() in sources:
+                why = f"the result of {str(item.source)!r} would replace this picture"
+                raise OutputError("will not overwrite", where=path, why=why, mend="choose another folder with --out")
+
+
+def _matches(source: str, out: Path, recursive: bool) -> list[tuple[Path, Path]]:
+    """(file, its path relative to what named it) for one source."""
+    path = Path(source)
+    if path.is_dir():
+        inside = path.rglob("*") if recursive else path.glob("*")
+        ours = out.resolve() if out.resolve() != path.resolve() else None
+        files = [file for file in inside if _is_picture(file) and (ours is None or ours not in file.resolve().parents)]
+        if not files:
+            mend = "name another folder" if recursive else "add --recursive for the folders below it"
+            raise DataError("no pictures in the folder", where=source, why=f"none ends in {_endings()}", mend=mend)
+        return [(file, file.relative_to(path)) for file in sorted(files)]
+    if not path.exists() and glob.has_magic(source):
+        matched = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207  may be absolute
+        files = [file for file in matched if _is_picture(file)]
+        if not files:
+            why = f"{len(matched)} matches, none a picture" if matched else "nothing matches"
+            raise DataError("no pictures match", where=source, why=why, mend="check the pattern")
+        return [(file, Path(file.name)) for file in files]
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        mend = "extract its frames as pictures first"
+        raise DataError(
+            "cannot predict", where=source, why="it is a video, and only pictures are read so far", mend=mend
+        )
+    return [(path, Path(path.name))]
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _endings() -> str:
+    return ", ".join(SUFFIXES)
+
+
+def _distinct(relatives: list[Path]) -> list[Path]:
+    """Names without ending; the ending is kept where two would be the same, a number added where that is not enough.
+
+    Upper and lower case count as the same, since some file systems think so.
+    """
+    plain = [relative.with_suffix("") for relative in relatives]
+    shared = Counter(_key(name) for name in plain)
+    wanted = [
+        name if shared[_key(name)] == 1 else name.with_name(f"{name.name}_{relative.suffix.removeprefix('.')}")
+        for name, relative in zip(plain, relatives, strict=True)
+    ]
+    taken: set[str] = set()
+    names = []
+    for name in wanted:
+        free, number = name, 2
+        while _key(free) in taken or (free != name and _key(free) in shared):
+            free, number = name.with_name(f"{name.name}-{number}"), number + 1
+        taken.add(_key(free))
+        names.append(free)
+    return names
+
+
+def _key(name: Path) -> str:
+    return str(name).casefold()
