@@ -79,7 +79,7 @@ def load_model(ref: str) -> LoadedModel:
     kind = manifest_kind(path)
     if kind == "checkpoint":
         return _checkpoint_model(path)
-    if kind == "bundle" or path.suffix == ".onnx":
+    if kind == "bundle" or (path.suffix == ".onnx" and path.is_file()):
         why, mend = "an exported file holds no PyTorch network", "give the checkpoint it was exported from"
         raise ModelReferenceError("cannot use here", where=ref, why=why, mend=mend)
     if _is_hugging_face(path):
