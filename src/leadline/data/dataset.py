@@ -24,6 +24,7 @@ FORMATS = {
     "kitti-raw": "leadline.data.kitti",
     "kitti-object": "leadline.data.kitti_object",
     "ddad": "leadline.data.ddad",
+    "pseudo": "leadline.data.pseudo",
     "folder": "leadline.data.folder",
 }
 
@@ -117,7 +118,7 @@ def open_dataset(reference: str, split: str | None = None, *, skip_bad: bool = F
 
     Args:
         reference: `rendered`, a path whose format is recognised, or `FORMAT:PATH`. A format's options follow the path
-            as in `kitti-raw:PATH?camera=3&collisions=bit-faithful`.
+            as in `kitti-raw:PATH?camera=3&rule=bit-faithful`.
         split: a part of it (`train`, `test`, ...), as the format defines; None for its default.
         skip_bad: leave incomplete items out (`problems()` lists them) instead of refusing the data set.
 
@@ -172,7 +173,7 @@ def _recognised(reference: str) -> str:
         name = reference.partition(":")[0]
         mend = closest(name, FORMATS) if ":" in reference or "/" not in reference else "check the path"
         raise DataError("cannot open the data set", where=reference, why="no such file or folder", mend=mend)
-    for known in FORMATS:
+    for known in list(FORMATS)[1:]:  # the first is made, not found
         if _format(known).detect(path):
             return known
     mend = f"name the format, as in FORMAT:{reference}; formats: {', '.join(FORMATS)}"
@@ -182,3 +183,43 @@ def _recognised(reference: str) -> str:
 def _format(name: str) -> type[Dataset]:
     kind: type[Dataset] = importlib.import_module(FORMATS[name]).Format
     return kind
+
+
+class Subset(Dataset):
+    """Samples `first` to `last` - 1 of another data set, with everything else unchanged."""
+
+    format = "subset"
+
+    def __init__(self, whole: Dataset, first: int = 0, last: int | None = None) -> None:
+        self.whole = whole
+        self.span = range(len(whole))[first:last]
+        if not self.span:
+            why = f"{first}:{last} of {len(whole)} samples"
+            raise DataError("an empty part of a data set", where=whole.name, why=why)
+        self.name, self.kind, self.max_depth = whole.name, whole.kind, whole.max_depth
+        self.licence, self.source = whole.licence, whole.source
+
+    @classmethod
+    def detect(cls, path: Path) -> bool:
+        """Never: a part is made from a data set, not from a path."""
+        return False
+
+    @classmethod
+    def open(cls, path: str, split: str | None) -> Dataset:
+        """Not from a path.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError("a part of a data set has no path of its own", where=path)
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.whole[self.span[index]]
+
+    def names(self) -> list[str]:
+        """Names of the part's samples, in order."""
+        every = self.whole.names()
+        return [every[index] for index in self.span]

@@ -2,7 +2,7 @@
 
 ```
 dataset.json             {"kind": "metric_depth", "unit": "m", "depth_scale": 1000, ...}
-images/a.jpg             or rgb/; JPEG, PNG, WebP, TIFF or BMP
+images/a.jpg             or rgb/; any format that leadline.image reads
 depth/a.png              or .npy, .npz; depth = value / depth_scale + depth_offset
 train/images, ...        one such pair per split where dataset.json names splits, with an optional list.txt of stems
 ```
@@ -22,7 +22,7 @@ from leadline.data.dataset import Dataset, Problem, Sample, split_options
 from leadline.data.units import check_intrinsics, check_metres, clean
 from leadline.depth import Depth, Intrinsics, Kind
 from leadline.errors import DataError, closest
-from leadline.image import read_depth_png, read_image, resize
+from leadline.image import SUFFIXES, read_depth_png, read_image, resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAPS = (".png", ".npy", ".npz")
 PICTURE_DIRS = ("rgb", "images")
 TEMPLATE = '{"kind": "metric_depth", "unit": "m", "depth_scale": 1000}'
@@ -108,7 +107,7 @@ class Format(Dataset):
             if not description.splits:
                 self._collect(description, ".")
         if not self._items and not self._problems:
-            raise DataError("no pictures", where=root, mend=f"expected files ending in {', '.join(PICTURES)}")
+            raise DataError("no pictures", where=root, mend=f"expected files ending in {', '.join(SUFFIXES)}")
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -140,7 +139,7 @@ class Format(Dataset):
         if image_dir is None or not depth_dir.is_dir():
             missing = " or ".join(names) + "/" if image_dir is None else f"{description.depth_dir}/"
             raise DataError("incomplete folder data set", where=base, why=f"no {missing}", mend="see dataset.json")
-        pictures, maps = _by_stem(image_dir, PICTURES), _by_stem(depth_dir, MAPS)
+        pictures, maps = _by_stem(image_dir, SUFFIXES), _by_stem(depth_dir, MAPS)
         listing = base / "list.txt"
         wanted = _listed(listing) if listing.is_file() else sorted(pictures.keys() | maps.keys())
         prefix = "" if directory == "." else f"{directory}/"
@@ -251,7 +250,7 @@ def _pictures_alone(root: Path) -> list[tuple[str, Path, Path | None]]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    return (path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    return (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -274,7 +273,7 @@ def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 def _listed(path: Path) -> list[str]:
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    stems = [str(Path(line).with_suffix("")) if line.lower().endswith(PICTURES) else line for line in lines if line]
+    stems = [str(Path(line).with_suffix("")) if line.lower().endswith(SUFFIXES) else line for line in lines if line]
     if len(set(stems)) < len(stems):
         raise DataError("an item is listed twice", where=path, mend="name each once")
     return stems
