@@ -20,6 +20,7 @@ class Unpool(nn.Module):
     """Zero insertion: N x C x H x W to N x C x 2H x 2W, each value at the top left of its 2x2."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Doubled height and width, three of four values zero."""
         n, c, h, w = x.shape
         return F.pad(x.reshape(n, c, h, 1, w, 1), (0, 1, 0, 0, 0, 1)).reshape(n, c, 2 * h, 2 * w)
 
@@ -72,6 +73,7 @@ class UpProj(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """N x inputs x H x W to N x outputs x 2H x 2W."""
         y = self.unpool(x)
         return cast("Tensor", self.relu(self.branch1(y) + self.branch2(y)))
 
@@ -84,6 +86,7 @@ class Bounded(nn.Module):
         self.max_depth = max_depth
 
     def forward(self, x: Tensor) -> Tensor:
+        """Metres, same shape."""
         return self.max_depth * torch.sigmoid(x)
 
 

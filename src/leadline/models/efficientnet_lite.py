@@ -67,6 +67,7 @@ class Block(nn.Module):
         self.activation = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
+        """N x outputs x H/stride x W/stride."""
         y = self.activation(self.bn0(self.expand_conv(x))) if self.expands else x
         y = self.activation(self.bn1(self.depthwise_conv(y)))
         y = self.bn2(self.project_conv(y))
@@ -75,6 +76,10 @@ class Block(nn.Module):
 
 class EfficientNetLite(nn.Module):
     """The encoder: N x 3 x H x W float32 to five features at strides 2, 4, 8, 16, 32.
+
+    The published weights were trained with TensorFlow's one-sided padding at stride 2. Here the padding is symmetric,
+    which every engine fuses into the convolution: away from the border, a feature at stride s is then exactly that of
+    the published network on the picture moved by s - 1 pixels.
 
     Args:
         name: `efficientnet-lite0`, `-lite1` or `-lite2`.
@@ -104,6 +109,7 @@ class EfficientNetLite(nn.Module):
         self.channels = tuple(widths[stage + 1] for stage in FEATURE_STAGES)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Five features, N x C x H/s x W/s for s = 2, 4, 8, 16, 32."""
         y = self.activation(self.bn0(self.conv_stem(x)))
         features: list[Tensor] = []
         for index, block in enumerate(self.blocks):

@@ -130,8 +130,8 @@ class Config(BaseModel):
             theirs = self.features[stride.bit_length() - 2]
             if ours != theirs:
                 raise ValueError(
-                    f"skip 'add' at stride {stride} needs equal widths, but the encoder gives {theirs} channels and the "
-                    f"decoder {ours}: set lateral to true (1x1 projections) or change decoder_widths"
+                    f"skip 'add' at stride {stride} needs equal widths, but the encoder gives {theirs} channels and "
+                    f"the decoder {ours}: set lateral to true (1x1 projections) or change decoder_widths"
                 )
 
     @property
@@ -228,6 +228,7 @@ class Decoder(nn.Module):
                 self.lateral[str(stride)] = decoders.lateral(config.features[stride.bit_length() - 2], width)
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        """Depth in metres, N x 1 x H x W, from features at strides 2, 4, 8, 16, 32."""
         stages = [self.get_submodule(name) for name in self._stage_names]
         y = decoders.decode(stages, features, self.skip_strides, self.concatenate, self.lateral)
         return self.get_submodule(self._head_name)(y) if self._head_name else y
@@ -247,13 +248,15 @@ class MobileNetSkip(nn.Module):
         self.concatenate = config.skip == "concat"
 
     def forward(self, x: Tensor) -> Tensor:
+        """Depth in metres, N x 1 x H x W, from N x 3 x H x W."""
         features = []
         for index in range(14):
             x = self.get_submodule(f"conv{index}")(x)
             if index in mobilenet.FEATURE_LAYERS:
                 features.append(x)
         stages = [self.get_submodule(f"decode_conv{k}") for k in range(1, 6)]
-        return self.decode_conv6(decoders.decode(stages, features, self.skip_strides, self.concatenate))
+        depth: Tensor = self.decode_conv6(decoders.decode(stages, features, self.skip_strides, self.concatenate))
+        return depth
 
 
 class ResNetDepth(resnet.ResNet):
@@ -265,9 +268,11 @@ class ResNetDepth(resnet.ResNet):
         self.decoder = Decoder(config)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # depth, not features
+        """Depth in metres, N x 1 x H x W, from N x 3 x H x W."""
         features = super().forward(x)
         features[-1] = self.conv2(features[-1])
-        return self.decoder(features)
+        depth: Tensor = self.decoder(features)
+        return depth
 
 
 class EncoderDecoder(nn.Module):
@@ -286,10 +291,12 @@ class EncoderDecoder(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Depth in metres, N x 1 x H x W, from N x 3 x H x W."""
         features = self.get_submodule(self._encoder_name)(x)
         if self.bridge is not None:
             features[-1] = self.bridge(features[-1])
-        return self.decoder(features)
+        depth: Tensor = self.decoder(features)
+        return depth
 
 
 def build(config: Config) -> nn.Module:
@@ -373,12 +380,13 @@ def from_folded_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None
             raise CheckpointError(
                 "folded weights do not fit", where=source, why=f"{got}, not {tuple(state[key].shape)}"
             )
-        eps = model.get_submodule(norm).eps
+        batch_norm = model.get_submodule(norm)
+        assert isinstance(batch_norm, nn.BatchNorm2d)
         state[key] = weight.float()
         state[f"{norm}.bias"] = bias.float()
         state[f"{norm}.weight"] = torch.ones_like(bias, dtype=torch.float32)
         state[f"{norm}.running_mean"] = torch.zeros_like(bias, dtype=torch.float32)
-        state[f"{norm}.running_var"] = torch.full_like(bias, 1.0 - float(eps), dtype=torch.float32)
+        state[f"{norm}.running_var"] = torch.full_like(bias, 1.0 - batch_norm.eps, dtype=torch.float32)
     if set(tensors) != wanted:
         raise CheckpointError("folded weights do not fit", why=f"unknown tensors {sorted(set(tensors) - wanted)[:3]}")
     model.load_state_dict(state)

@@ -57,7 +57,8 @@ class MobileNet(nn.Sequential):
         super().__init__(*layers(widths, activation))
         self.channels = channels(widths)
 
-    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]  # five features, not one tensor
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Five features, N x C x H/s x W/s for s = 2, 4, 8, 16, 32."""
         features = []
         for index, layer in enumerate(self):
             x = layer(x)

@@ -35,6 +35,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, outputs, stride) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """ReLU of the convolutions' and the shortcut's sum."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return cast("Tensor", self.relu(y + (x if self.downsample is None else self.downsample(x))))
@@ -56,6 +57,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, outputs, stride) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """ReLU of the convolutions' and the shortcut's sum."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -82,6 +84,7 @@ class ResNet(nn.Module):
         kind, per_block = (BasicBlock, 1) if name == "resnet18" else (Bottleneck, 2)
         inner = iter(hidden)
         inputs = widths[0]
+        layers: list[nn.Sequential] = []
         for layer, (outputs, count) in enumerate(zip(widths[1:], BLOCKS[name], strict=True), start=1):
             blocks: list[nn.Module] = []
             for index in range(count):
@@ -89,10 +92,12 @@ class ResNet(nn.Module):
                 project = index == 0 and (layer > 1 or kind is Bottleneck or inputs != outputs)
                 blocks.append(kind(inputs, tuple(next(inner) for _ in range(per_block)), outputs, stride, project))
                 inputs = outputs
-            self.add_module(f"layer{layer}", nn.Sequential(*blocks))
+            layers.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.channels = widths
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Five features, N x C x H/s x W/s for s = 2, 4, 8, 16, 32."""
         features = [self.relu(self.bn1(self.conv1(x)))]
         y = self.maxpool(features[0])
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
