@@ -1,0 +1,187 @@
+"""`leadline evaluate`: accuracy of a model on a data set under a named protocol."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from leadline.cli.options import REFERENCE_HELP, Json, Reference, Size, Threads, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.table import Table
+
+    from leadline.evaluation.bootstrap import Interval
+    from leadline.evaluation.evaluate import Evaluation
+
+HELP = """Measure the accuracy of a model, checkpoint or exported bundle on a data set.
+
+Protocols: nyu-eigen, kitti-eigen, kitti-benchmark, ddad, fastdepth-224, zero-shot-disparity, and fidelity (agreement
+with the model of --against, for pictures without ground truth). An alignment behind a slash changes one:
+nyu-eigen/median, also lsq-depth, lsq-disparity, none. A model whose output the protocol cannot compare with the
+ground truth is refused. Intervals are 95 % bootstrap intervals over the pictures. A picture that cannot be read is
+reported and the rest go on; the exit status is then 1."""
+
+EXAMPLES = (
+    "leadline evaluate leadline-s-indoor --data rendered --protocol nyu-eigen --limit 20",
+    "leadline evaluate leadline-s-indoor --data rendered --protocol nyu-eigen/median --limit 20 --csv rows.csv",
+    "leadline evaluate leadline-s-indoor --data photos/ --protocol fidelity --against runs/demo/reference --json",
+)
+_MOST_NAMED = 10
+
+
+def command(
+    reference: Reference,
+    *,
+    data: Annotated[str, typer.Option("--data", "-d", metavar="D", help="Data set: rendered, a path, FORMAT:PATH.")],
+    protocol: Annotated[str, typer.Option("--protocol", "-p", metavar="P", help="How accuracy is counted.")],
+    split: Annotated[
+        Optional[str],  # noqa: UP045  typer reads the annotation at run time
+        typer.Option("--split", help="Part of the data set, as its format names them."),
+    ] = None,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--limit", min=1, metavar="N", help="At most N pictures, spread evenly over the data set."),
+    ] = None,
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--against", metavar="REF", help=f"Compare with this model, picture by picture. {REFERENCE_HELP}"),
+    ] = None,
+    csv: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--csv", metavar="FILE", help="Write one line per picture."),
+    ] = None,
+    size: Size = None,
+    threads: Threads = 1,
+    focal: Annotated[
+        bool, typer.Option("--focal/--no-focal", help="Correct metric depth for the pictures' focal length.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Measure the accuracy of a model on a data set."""
+    from leadline.data.dataset import open_dataset
+    from leadline.evaluation.evaluate import evaluate, paired_differences
+    from leadline.evaluation.protocols import get_protocol
+    from leadline.output import check_writable
+
+    counted, wanted_size = get_protocol(protocol), parse_size(size)
+    if csv is not None:
+        check_writable(csv.parent)
+    dataset = open_dataset(data, split)
+    is_fidelity = counted.truth == "model"
+
+    def measured(model: str, truth: str | None) -> Evaluation:
+        with _progress(model, json) as on_progress:
+            return evaluate(
+                model,
+                dataset,
+                counted,
+                limit=limit,
+                reference=truth,
+                threads=threads,
+                size=wanted_size,
+                focal_correction=focal,
+                on_progress=on_progress,
+            )
+
+    result = measured(reference, against if is_fidelity else None)
+    other = measured(against, None) if against is not None and not is_fidelity else None
+    differences = paired_differences(result, other) if other is not None and result.scored and other.scored else {}
+    if csv is not None:
+        result.to_csv(csv)
+    if json:
+        typer.echo(_as_json(result, other, differences, against))
+    else:
+        _print(result, other, differences, against)
+    if result.failed or (other is not None and other.failed):
+        raise typer.Exit(1)
+
+
+def _as_json(
+    result: Evaluation, other: Evaluation | None, differences: dict[str, Interval], against: str | None
+) -> str:
+    out: dict[str, Any] = result.to_dict()
+    if other is not None:
+        out["against"] = other.to_dict()
+        out["difference"] = {name: asdict(value) for name, value in differences.items()}
+    elif against is not None:
+        out["reference"] = against
+    return json_module.dumps(out, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _print(result: Evaluation, other: Evaluation | None, differences: dict[str, Interval], against: str | None) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=False)
+    console.print(_table(result, other, differences))
+    if other is None and against is not None:
+        console.print(f"Truth: the output of {against}.", highlight=False)
+    for one in (result, other):
+        if one is None:
+            continue
+        for line in _remarks(one):
+            console.print(f"{one.model}: {line}", highlight=False, markup=False)
+
+
+def _table(result: Evaluation, other: Evaluation | None, differences: dict[str, Interval]) -> Table:
+    from rich.table import Table
+
+    from leadline.evaluation.metrics import LABELS
+
+    cap = result.protocol.cap
+    limits = f", cap {cap:g} m" if cap != float("inf") else ""
+    title = f"{result.data}, protocol {result.label}{limits}, {result.count('scored')} of {len(result.rows)} pictures"
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column(result.model, justify="right")
+    table.add_column("95 % interval", justify="right")
+    if other is not None:
+        table.add_column(other.model, justify="right")
+        table.add_column("difference (paired)", justify="right")
+        table.add_column("95 % interval", justify="right")
+    theirs = other.summary() if other is not None else {}
+    for name, value in result.summary().items():
+        cells = [LABELS[name], f"{value.value:.4f}", f"{value.low:.4f} .. {value.high:.4f}"]
+        if other is not None:
+            cells.append(f"{theirs[name].value:.4f}" if name in theirs else "n/a")
+            gap = differences.get(name)
+            cells += [f"{gap.value:+.4f}", f"{gap.low:+.4f} .. {gap.high:+.4f}"] if gap else ["n/a", "n/a"]
+        table.add_row(*cells)
+    if not result.scored:
+        table.add_row("all", "n/a", "n/a", *(["n/a"] * 3 if other is not None else []))
+    return table
+
+
+def _remarks(one: Evaluation) -> list[str]:
+    lines = list(one.notes)
+    if one.count("n/a"):
+        lines.append(f"{one.count('n/a')} pictures without valid ground truth (n/a)")
+    if one.count("degenerate"):
+        lines.append(f"{one.count('degenerate')} DEGENERATE predictions (constant: they say nothing about the scene)")
+    if one.count("inverted"):
+        lines.append(f"{one.count('inverted')} INVERTED predictions (near and far exchanged: is the kind right?)")
+    lines += [f"failed {row['name']}: {row['reason']}" for row in one.failed[:_MOST_NAMED]]
+    if len(one.failed) > _MOST_NAMED:
+        lines.append(f"and {len(one.failed) - _MOST_NAMED} more failed; --csv FILE or --json names them")
+    return lines
+
+
+@contextmanager
+def _progress(model: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(model, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,174 @@
+"""Accuracy of a model on a data set under a protocol: per picture, in sum with intervals, and paired."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from leadline.errors import ConfigError, DataError, KindError, LeadlineError, NumericalError
+from leadline.evaluation.protocols import Protocol, get_protocol
+from leadline.evaluation.results import FAILED, SCORED, UNMEASURED, Evaluation, Row, paired, paired_differences
+from leadline.evaluation.scoring import check_truth, score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol as Interface
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from leadline.contract import Contract
+    from leadline.data.dataset import Dataset, Sample
+    from leadline.depth import Depth, Intrinsics, Kind
+
+    class Predicts(Interface):
+        """What evaluation needs of a predictor; `leadline.predictor.Predictor` is one."""
+
+        @property
+        def contract(self) -> Contract:
+            """What the network expects and returns."""
+
+        def predict(self, image: NDArray[np.uint8], intrinsics: Intrinsics | None = None) -> Depth:
+            """Depth of a picture, H x W x 3 uint8 RGB, at its size."""
+
+
+__all__ = ["Evaluation", "evaluate", "paired", "paired_differences"]
+
+_NO_DEPTH = "the picture has no depth"
+
+
+def evaluate(
+    predictor: Predicts | str,
+    dataset: Dataset | str,
+    protocol: Protocol | str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    reference: Predicts | str | None = None,
+    threads: int = 1,
+    size: tuple[int, int] | None = None,
+    focal_correction: bool = True,
+    name: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure a model's accuracy.
+
+    A picture that cannot be read or predicted becomes a row with its reason, and the others go on; a picture without
+    valid ground truth becomes a row without figures.
+
+    Args:
+        predictor: an opened model, or a model reference.
+        dataset: an opened data set, or a data set reference.
+        protocol: how to count, or its name with variants, as `nyu-eigen` or `nyu-eigen/median`.
+        split: of a data set given by reference.
+        limit: at most so many pictures (1 or more), spread evenly over the data set.
+        reference: under `fidelity` the model that counts as truth, usually the uncompressed one.
+        threads: of models given by reference.
+        size: (height, width) of the network's input in pixels, for models given by reference.
+        focal_correction: give the pictures' cameras to the model; metric depth is then corrected for them.
+        name: of the model; None takes the reference, or the contract's name.
+        on_progress: called after each picture with (done, total).
+
+    Raises:
+        KindError: the protocol does not accept the model's kind, or the data set's; nothing is scored then.
+        ConfigError: unknown protocol, `fidelity` without a reference, or the reverse.
+        DataError: the data set is empty or has no depth at all.
+        NumericalError: an engine returned NaN or infinity; the message names engine and picture.
+    """
+    name = name or (predictor if isinstance(predictor, str) else predictor.contract.name)
+    if isinstance(dataset, str):
+        from leadline.data.dataset import open_dataset
+
+        dataset = open_dataset(dataset, split)
+    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    protocol = protocol.for_data(dataset.max_depth)
+    with ExitStack() as models:
+        predictor = _opened(predictor, threads, size, models)
+        reference = None if reference is None else _opened(reference, threads, size, models)
+        kind = predictor.contract.output.kind
+        _check(protocol, kind, name, dataset, reference, limit)
+
+        total = len(dataset) if limit is None else min(limit, len(dataset))
+        titles = dataset.names()
+        rows: list[Row] = []
+        for done in range(total):
+            i = done * len(dataset) // total
+            row = _row(predictor, dataset, i, titles[i], protocol, reference=reference, focal=focal_correction)
+            rows.append(row)
+            if on_progress is not None:
+                on_progress(done + 1, total)
+    if protocol.truth == "data" and all(row["reason"] == _NO_DEPTH for row in rows):
+        mend = "compare with the uncompressed model: --protocol fidelity --against REF"
+        raise DataError("no ground truth in the data set", where=dataset.name, mend=mend)
+    return Evaluation(name, kind, dataset.name, protocol, rows, _notes(dataset, total, focal_correction))
+
+
+def _row(
+    predictor: Predicts,
+    dataset: Dataset,
+    index: int,
+    title: str,
+    protocol: Protocol,
+    *,
+    reference: Predicts | None,
+    focal: bool,
+) -> Row:
+    try:
+        sample = protocol.prepare(dataset[index])
+        truth = sample.depth if reference is None else _predicted(reference, sample, focal)
+        if truth is None:
+            return {"name": title, "status": UNMEASURED, "reason": _NO_DEPTH}
+        scored = score(_predicted(predictor, sample, focal), truth, protocol)
+    except NumericalError as error:
+        raise NumericalError(str(error), where=f"on picture {title}") from error
+    except KindError:  # true of the whole data set, not of this picture
+        raise
+    except LeadlineError as error:
+        return {"name": title, "status": FAILED, "reason": str(error)}
+    row: Row = {"name": title, "status": SCORED, "reason": "", **asdict(scored)}
+    figures = row.pop("metrics")
+    if figures is None:
+        return {"name": title, "status": UNMEASURED, "reason": "fewer than 10 valid pixels", "pixels": scored.pixels}
+    row.update(figures)
+    return row
+
+
+def _predicted(predictor: Predicts, sample: Sample, focal_correction: bool) -> Depth:
+    return predictor.predict(sample.image, sample.intrinsics if focal_correction else None)
+
+
+def _opened(predictor: Predicts | str, threads: int, size: tuple[int, int] | None, models: ExitStack) -> Predicts:
+    if not isinstance(predictor, str):
+        return predictor
+    from leadline.predictor import load
+
+    return models.enter_context(load(predictor, threads=threads, size=size))
+
+
+def _check(
+    protocol: Protocol, kind: Kind, model: str, dataset: Dataset, reference: Predicts | None, limit: int | None
+) -> None:
+    protocol.alignment_for(kind, model)
+    check_truth(dataset.kind, protocol)
+    if protocol.truth == "model" and reference is None:
+        raise ConfigError("protocol fidelity needs a reference", mend="name the uncompressed model: --against REF")
+    if protocol.truth == "data" and reference is not None:
+        why = f"{protocol.label} takes its truth from the data set"
+        raise ConfigError("a reference model belongs to fidelity only", why=why)
+    if limit is not None and limit < 1:
+        raise ConfigError("nothing to evaluate", where=f"limit {limit}", mend="use 1 or more")
+    if len(dataset) == 0:
+        raise DataError("the data set is empty", where=dataset.name)
+
+
+def _notes(dataset: Dataset, total: int, focal_correction: bool) -> list[str]:
+    notes = []
+    if total < len(dataset):
+        notes.append(f"{total} of {len(dataset)} pictures, spread evenly")
+    if not focal_correction:
+        notes.append("without the correction for the pictures' focal length")
+    found = Counter(problem.what for problem in dataset.problems())
+    notes.extend(f"{count} x {what}" for what, count in found.items())
+    return notes
