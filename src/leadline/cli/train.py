@@ -1,0 +1,164 @@
+"""`leadline train`: train a depth network from a YAML file, flags, or both."""
+
+# ruff: noqa: UP045  typer reads the annotations at run time, and needs Optional
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from leadline.cli.options import Json, Size, parse_size
+
+EXAMPLES = """
+leadline train --model leadline-s --data rendered:room --iterations 20 --batch 4 --size 96,128 --out runs/try
+leadline train configs/leadline-s-indoor.yaml --out runs/indoor
+leadline train configs/leadline-s-indoor.yaml --out runs/indoor --iterations 4000 --set learning_rate=5e-4
+"""
+
+
+def command(
+    config: Annotated[Optional[Path], typer.Argument(metavar="[CONFIG]", help="YAML file; flags override it.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; run again, it continues.")] = Path(
+        "runs/train"
+    ),
+    model: Annotated[Optional[str], typer.Option("--model", "-m", help="Variant, or reference to start from.")] = None,
+    data: Annotated[
+        Optional[list[str]], typer.Option("--data", "-d", help="DATA or DATA#SPLIT; repeatable.")
+    ] = None,
+    loss: Annotated[
+        Optional[list[str]],
+        typer.Option("--loss", help="l1, berhu, silog, ssi or gradient, with =WEIGHT if not 1; repeat to add."),
+    ] = None,
+    iterations: Annotated[Optional[int], typer.Option(min=1, help="Length of the run.")] = None,
+    batch: Annotated[Optional[int], typer.Option(min=2, help="Pictures of each iteration.")] = None,
+    size: Size = None,
+    learning_rate: Annotated[Optional[float], typer.Option(help="Peak rate of the decoder.")] = None,
+    device: Annotated[Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    precision: Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16.")] = None,
+    threads: Annotated[Optional[int], typer.Option("--threads", "-t", min=0, help="0: PyTorch chooses.")] = None,
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Of every random choice.")] = None,
+    changes: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE (YAML) for any other key.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a depth network; run the same line again and it continues exactly where it was."""
+    import yaml
+
+    from leadline.errors import ConfigError
+    from leadline.output import check_writable
+    from leadline.training.config import load_config
+
+    flags: dict[str, Any] = {
+        "model": model,
+        "sources": [_source(reference) for reference in data] if data else None,
+        "objectives": [_objective(text) for text in loss] if loss else None,
+        "iterations": iterations,
+        "batch": batch,
+        "size": parse_size(size),
+        "learning_rate": learning_rate,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "seed": seed,
+    }
+    flags = {key: value for key, value in flags.items() if value is not None}
+    for change in changes or []:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError("--set needs KEY=VALUE", where=change, mend="as in --set ema=0.99")
+        flags[key] = yaml.safe_load(value)
+    settings = load_config(config, flags)
+    check_writable(out)
+    from leadline.training.run import run
+
+    with _Display(quiet=as_json) as display:
+        result, folder = run(settings, out, display.show)
+    facts = {
+        "checkpoint": str(folder),
+        "iterations": result.iteration,
+        "interrupted": result.interrupted,
+        "skipped": result.skipped,
+    }
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        state = "interrupted; the same command continues" if result.interrupted else "done"
+        print(f"{result.iteration} iterations, {state}. Checkpoint: {folder}")
+        for name, why in result.skipped.items():
+            print(f"left out {name}: {why}", file=sys.stderr)
+    if result.interrupted:
+        raise typer.Exit(130)
+    if result.skipped:
+        raise typer.Exit(1)
+
+
+def _source(reference: str) -> dict[str, Any]:
+    data, mark, split = reference.partition("#")
+    return {"data": data, "split": split if mark else None}
+
+
+def _objective(text: str) -> dict[str, Any]:
+    from leadline.errors import ConfigError
+
+    name, equals, weight = text.partition("=")
+    try:
+        return {"loss": name, "weight": float(weight)} if equals else {"loss": name}
+    except ValueError as error:
+        raise ConfigError("not a weight", where=text, mend="as in --loss silog=1 --loss gradient=0.5") from error
+
+
+class _Display:
+    """A live table of the run on stderr; plain lines where stderr is no terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+        self.quiet = quiet
+        self.live: Any = None
+        self.validation: dict[str, float] = {}
+        self.waiting = self.seconds = self.loss = 0.0
+
+    def __enter__(self) -> _Display:
+        if not self.quiet and self.console.is_terminal:
+            from rich.live import Live
+
+            self.live = Live(console=self.console, refresh_per_second=2)
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.__exit__(None, None, None)
+
+    def show(self, step: Any) -> None:
+        """Take in one iteration."""
+        if self.quiet:
+            return
+        keep = 0.95 if step.iteration > 1 and self.seconds else 0.0
+        self.loss = keep * self.loss + (1 - keep) * step.loss
+        self.seconds = keep * self.seconds + (1 - keep) * step.seconds / max(1 - step.waiting, 1e-3)
+        self.waiting = keep * self.waiting + (1 - keep) * step.waiting
+        self.validation = step.validation or self.validation
+        if self.live is not None:
+            self.live.update(self._table(step))
+        elif step.iteration % 50 == 0 or step.iteration == step.iterations or step.validation:
+            figures = " ".join(f"{key} {value:.4g}" for key, value in step.validation.items())
+            line = f"{step.iteration}/{step.iterations} loss {self.loss:.4f} {self.seconds:.2f} s/it {figures}"
+            print(line, file=sys.stderr, flush=True)
+
+    def _table(self, step: Any) -> Any:
+        from rich.table import Table
+
+        table = Table(show_header=False, box=None)
+        left = (step.iterations - step.iteration) * self.seconds
+        table.add_row("iteration", f"{step.iteration} of {step.iterations}, {left / 60:.0f} min left")
+        table.add_row("loss", f"{self.loss:.4f}   " + "  ".join(f"{k} {v:.4f}" for k, v in step.terms.items()))
+        table.add_row("rate", f"{step.rate:.3f} of the peak")
+        table.add_row("speed", f"{self.seconds:.2f} s/iteration, {self.waiting:.0%} of it waiting for data")
+        if self.validation:
+            table.add_row("validation", "  ".join(f"{key} {value:.4g}" for key, value in self.validation.items()))
+        return table

@@ -1,0 +1,141 @@
+"""The configuration of a training run: a YAML file or flags, checked completely before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leadline.errors import ConfigError, closest
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Source(_Options):
+    """One data set of the mix."""
+
+    data: str = Field(description="data set reference, as for `leadline data check`")
+    split: str | None = Field(default=None, description="part of it; the format's default where absent")
+    share: Annotated[int, Field(ge=1)] = Field(default=1, description="pictures of each batch, relative to the others")
+    first: Annotated[int, Field(ge=0)] = Field(default=0, description="index of the first sample used")
+    last: int | None = Field(default=None, description="index after the last sample used; negative counts from the end")
+
+
+class Validation(_Options):
+    """How the run is watched: a data set (never the test data) and a protocol."""
+
+    data: str
+    split: str | None = None
+    protocol: str = "nyu-eigen"
+    first: Annotated[int, Field(ge=0)] = 0
+    last: int | None = None
+    every: Annotated[int, Field(ge=1)] = Field(default=500, description="iterations between two validations")
+
+
+class Objective(_Options):
+    """One term of the loss."""
+
+    loss: Literal["l1", "berhu", "silog", "ssi", "gradient"] = Field(description="which loss")
+    weight: float = Field(default=1.0, gt=0)
+    variance_focus: float = Field(default=0.5, ge=0, le=1, description="silog only: 0 = RMSE log, 1 = scale-free")
+    scales: Annotated[int, Field(ge=1, le=6)] = Field(default=4, description="gradient only: number of scales")
+
+
+class AugmentationOptions(_Options):
+    """How far training pictures are changed; see data/transforms.py."""
+
+    zoom: float = Field(default=1.5, ge=1, le=4)
+    roll_deg: float = Field(default=5.0, ge=0, le=45)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    shift: float = Field(default=1.0, ge=0, le=1)
+    colour: float = Field(default=0.4, ge=0, lt=1)
+    gamma: float = Field(default=0.1, ge=0, le=1)
+    hue: float = Field(default=0.1, ge=0, lt=1)
+    noise: float = Field(default=0.0, ge=0, le=50)
+    grey: float = Field(default=0.0, ge=0, le=1)
+
+
+class TrainConfig(_Options):
+    """A complete training run."""
+
+    model: str = Field(description="architecture variant, or a model reference to start from")
+    name: str | None = Field(default=None, description="name of the result; the model's where absent")
+    imagenet: bool = Field(default=False, description="start the encoder from ImageNet weights")
+    sources: list[Source] = Field(min_length=1)
+    objectives: list[Objective] = Field(default_factory=lambda: [Objective(loss="silog")], min_length=1)
+    validation: Validation | None = None
+    augmentation: AugmentationOptions = AugmentationOptions()
+    size: tuple[int, int] | None = Field(default=None, description="(height, width); the contract's where absent")
+    camera: tuple[float, float] | None = Field(
+        default=None, description="(fx / width, fy / height) that a metric network learns; the contract's if absent"
+    )
+    iterations: Annotated[int, Field(ge=1)] = 2000
+    batch: Annotated[int, Field(ge=2)] = 16
+    learning_rate: float = Field(default=1e-3, gt=0, lt=10)
+    encoder_factor: float = Field(default=0.3, gt=0, le=1, description="the encoder's share of the learning rate")
+    weight_decay: float = Field(default=1e-2, ge=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    warmup: Annotated[int, Field(ge=0)] = 100
+    decay: float = Field(default=0.3, ge=0, le=1, description="final share of the run in which the rate falls to zero")
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    ema: float = Field(default=0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps none")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+    save_every: Annotated[int, Field(ge=1)] = 200
+    max_bad_batches: Annotated[int, Field(ge=1)] = Field(default=5, description="NaN losses in a row before stopping")
+    cache_mb: Annotated[int, Field(ge=0)] = Field(default=4000, description="memory for decoded pictures")
+    skip_bad: bool = Field(default=False, description="leave damaged samples out (counted) instead of stopping")
+    licence: str | None = Field(default=None, description="licence of the resulting weights, for contract and card")
+    training_data: list[str] = Field(default_factory=list, description="data and terms, for contract and card")
+
+
+def load_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
+    """Read a YAML file, apply `changes` (flags) over it, and check everything.
+
+    Raises:
+        ConfigError: the file is missing, is no mapping, has an unknown key or a wrong value.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError("cannot read the configuration", where=path, why=error.strerror or str(error)) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError("not valid YAML", where=path, why=str(error)) from error
+        if not isinstance(loaded, dict):
+            raise ConfigError("a configuration must be a mapping", where=path, mend="start with `model: leadline-s`")
+        values = loaded
+    values |= changes
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("bad training configuration", where=path, **explain(error, TrainConfig)) from error
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
+    """`why` and `mend` for the first fault that pydantic found, with `did you mean` for an unknown key."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return {"why": f"unknown key {place!r}", "mend": closest(str(first["loc"][-1]), known_keys(model))}
+    if first["type"] == "missing":
+        return {"why": f"{place!r} is missing", "mend": f"add `{place}: ...`"}
+    return {"why": f"{place}: {first['msg']}", "mend": ""}
+
+
+def known_keys(model: type[BaseModel]) -> set[str]:
+    """The keys of a configuration model and of the models inside it."""
+    keys: set[str] = set()
+    for name, field in model.model_fields.items():
+        keys.add(name)
+        for inner in [field.annotation, *getattr(field.annotation, "__args__", ())]:
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                keys |= known_keys(inner)
+    return keys

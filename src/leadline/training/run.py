@@ -1,0 +1,113 @@
+"""A training run from its configuration to a checkpoint: start, fit, validate, card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadline import __version__
+from leadline.checkpoint import save_checkpoint
+from leadline.data.dataset import Subset, open_dataset
+from leadline.errors import ConfigError
+from leadline.models.registry import architecture, variants
+from leadline.training.fit import Start, evaluating, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+    from leadline.contract import Contract
+    from leadline.training.config import TrainConfig
+    from leadline.training.fit import Progress, Result
+
+
+def run(config: TrainConfig, out: Path, on_progress: Callable[[Progress], None] | None = None) -> tuple[Result, Path]:
+    """Train as configured and write `out/checkpoint` (the averaged weights where an average is kept).
+
+    Args:
+        config: the run.
+        out: folder of the run; run again, it continues there.
+        on_progress: called after each iteration.
+
+    Returns:
+        How the run ended, and the checkpoint's folder. An interrupted run has a checkpoint too.
+
+    Raises:
+        ConfigError: unknown model, or ImageNet weights for an architecture that has none.
+        See `fit` for the rest.
+    """
+    start = starting_point(config)
+    validate = _validator(config) if config.validation else None
+    result = fit(config, start, out, validate=validate, on_progress=on_progress)
+    folder = out / "checkpoint"
+    step = {
+        "step": "train",
+        "leadline": __version__,
+        "iterations": result.iteration,
+        "config": config.model_dump(mode="json"),
+    }
+    save_checkpoint(
+        folder,
+        result.model,
+        architecture=start.architecture,
+        config=start.config,
+        contract=result.contract,
+        lineage=[*start.lineage, step],
+    )
+    return result, folder
+
+
+def starting_point(config: TrainConfig) -> Start:
+    """The network that `config.model` names: a variant with fresh weights, or any model reference.
+
+    Raises:
+        ConfigError: ImageNet weights were asked for an architecture that has none.
+        ModelReferenceError: the name is neither.
+    """
+    import torch
+
+    known = variants()
+    if config.model in known:
+        name, chosen = known[config.model]
+        torch.manual_seed(config.seed)
+        module = architecture(name)
+        model, contract = module.build(chosen), module.contract(chosen)
+        contract = contract.model_copy(update={"name": config.name or config.model})
+        start = Start(model, contract, name, chosen)
+    else:
+        from leadline.reference import load_model
+
+        loaded = load_model(config.model)
+        if loaded.architecture is None or loaded.config is None:
+            why = "only the architectures of `leadline models` can be trained and saved"
+            raise ConfigError("cannot train", where=config.model, why=why)
+        start = Start(loaded.model, loaded.contract, loaded.architecture, loaded.config, tuple(loaded.lineage))
+    if config.imagenet:
+        load: Any = getattr(architecture(start.architecture), "load_imagenet", None)
+        if load is None:
+            raise ConfigError("no ImageNet weights", where=config.model, mend="set `imagenet: false`")
+        load(start.model)
+    return start
+
+
+def _validator(config: TrainConfig) -> Callable[[nn.Module, Contract], dict[str, float]]:
+    """Figures of a network on the validation part of the configuration."""
+    from leadline.evaluation.evaluate import evaluate
+    from leadline.evaluation.protocols import get_protocol
+    from leadline.predictor import Predictor
+    from leadline.runtimes.base import SessionOptions
+    from leadline.runtimes.torch_eager import open_model
+
+    assert config.validation is not None
+    wanted = config.validation
+    dataset = Subset(open_dataset(wanted.data, wanted.split), wanted.first, wanted.last)
+    rule = get_protocol(wanted.protocol)
+
+    def validate(model: nn.Module, contract: Contract) -> dict[str, float]:
+        with evaluating(model) as quiet:
+            session = open_model(quiet, contract, SessionOptions(threads=config.threads))
+            summary = evaluate(Predictor(session), dataset, rule).summary()
+        return {name: interval.value for name, interval in summary.items()}
+
+    return validate
