@@ -7,22 +7,27 @@ engine stands anywhere else.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
-from leadline.errors import ConfigError, UnavailableError, closest
+import numpy as np
+
+from leadline.errors import ConfigError, ContractError, NumericalError, UnavailableError, closest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
+    from pydantic import BaseModel
     from torch import nn
 
     from leadline.bundle import Bundle
     from leadline.contract import Contract
+
+Calibration = Literal["minmax", "percentile", "entropy"]
 
 RUNTIMES = {
     "torch": "leadline.runtimes.torch_eager",
@@ -60,19 +65,21 @@ class ExportOptions:
         size: (height, width) of the input in pixels; None takes the contract's.
         dynamic: leave height and width open where the contract allows it.
         calibration: prepared inputs, each 1 x 3 x h x w float32, for static INT8.
-        method: how activation ranges are found: min-max, percentile or entropy.
+        method: how activation ranges are found (static INT8).
         percentile: of |x| that is kept by the percentile method, 0 to 100.
-        per_channel: one weight scale per output channel.
-        exclude: names of graph nodes that stay in float.
+        per_channel: one weight scale per output channel instead of one per tensor.
+        symmetric: activation ranges symmetric about zero (static INT8): cheaper on some engines, coarser after ReLU.
+        exclude: names of graph nodes that stay in float (static INT8).
     """
 
     precision: Precision = Precision.FP32
     size: tuple[int, int] | None = None
     dynamic: bool = False
     calibration: Sequence[NDArray[np.float32]] = ()
-    method: str = "minmax"
+    method: Calibration = "minmax"
     percentile: float = 99.99
     per_channel: bool = True
+    symmetric: bool = False
     exclude: tuple[str, ...] = ()
 
 
@@ -84,23 +91,84 @@ class SessionOptions:
     device: str = "cpu"
 
 
-@dataclass
-class Session:
-    """An opened bundle.
+class Exportable(Protocol):
+    """A model in memory with what is known about it, as `leadline.reference.load_model` returns it."""
 
-    `precision_ran` is what the engine really computed in, read back from the engine where it can be.
+    @property
+    def model(self) -> nn.Module:
+        """The network, float32, in eval mode."""
+
+    @property
+    def contract(self) -> Contract:
+        """What it expects and returns."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def lineage(self) -> Sequence[dict[str, Any]]:
+        """The steps that made it."""
+
+    @property
+    def architecture(self) -> str | None:
+        """Its entry in `leadline.models.registry`; None for a network that is not ours."""
+
+    @property
+    def config(self) -> BaseModel | None:
+        """The architecture's configuration."""
+
+
+class Session(ABC):
+    """An opened model: checks what goes in and what comes out, and leaves the computing to the engine.
+
+    Args:
+        engine: name of the runtime, for messages.
+        contract: what the network expects and returns; a fixed-size file has a contract with a fixed size.
+        notes: what the user should know about this session.
     """
 
-    contract: Contract
-    precision_ran: str = ""
-    notes: list[str] = field(default_factory=list)
+    def __init__(self, engine: str, contract: Contract, notes: Sequence[str] = ()) -> None:
+        self.engine, self.contract, self.notes = engine, contract, list(notes)
 
     def run(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """N x 3 x H x W float32, prepared by the contract, to N x 1 x H x W float32."""
+        """Infer.
+
+        Args:
+            values: N x 3 x H x W float32, prepared by the contract.
+
+        Returns:
+            N x 1 x H x W float32, raw values of the contract's output kind.
+
+        Raises:
+            ContractError: wrong shape, dtype or size of the input.
+            NumericalError: the engine returned NaN or infinity.
+        """
+        self._check_input(values)
+        output = self._infer(values)
+        if not np.isfinite(output).all():
+            share = 1 - float(np.isfinite(output).mean())
+            mend = "use a wider precision" if np.isfinite(values).all() else "the input holds NaN or infinity"
+            place = f"{self.engine} ({self.precision_ran})"
+            raise NumericalError("NaN or infinity in the output of", where=place, why=f"{share:.1%} of it", mend=mend)
+        return output
+
+    @property
+    def precision_ran(self) -> str:
+        """What the engine really computes in, read back from it where it can be asked."""
         raise NotImplementedError
 
-    def close(self) -> None:
+    @abstractmethod
+    def _infer(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The engine's own call."""
+
+    def close(self) -> None:  # noqa: B027  (engines that hold nothing need not override it)
         """Free what the engine holds."""
+
+    def _check_input(self, values: NDArray[np.float32]) -> None:
+        if values.ndim != 4 or values.shape[1] != 3 or values.dtype != np.float32 or 0 in values.shape:
+            raise ContractError("the input must be float32 N x 3 x H x W", why=f"got {values.dtype} {values.shape}")
+        self.contract.checked_size((values.shape[2], values.shape[3]))
 
 
 class Runtime(Protocol):
@@ -112,8 +180,8 @@ class Runtime(Protocol):
     def availability(self) -> Availability:
         """Whether the engine runs here, found without importing it where possible."""
 
-    def export(self, model: nn.Module, contract: Contract, options: ExportOptions, out: Path) -> Bundle:
-        """Write a bundle folder; parity is checked by the caller.
+    def export(self, source: Exportable, options: ExportOptions, out: Path) -> Bundle:
+        """Write a bundle into the existing folder `out`; `leadline.runtimes.export` checks parity and atomicity.
 
         Raises:
             UnavailableError: the engine or an operator is missing.
@@ -121,7 +189,51 @@ class Runtime(Protocol):
         """
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
-        """Load a bundle that `export` wrote, here or on another machine."""
+        """Load a bundle that `export` wrote, here or on another machine.
+
+        Raises:
+            BundleError: a file is missing or damaged.
+            UnavailableError: the engine is missing.
+        """
+
+
+def bundle_contract(contract: Contract, size: tuple[int, int] | None, dynamic: bool) -> Contract:
+    """The contract of an exported file: its own size, which is fixed (pictures are stretched to it) or stays dynamic.
+
+    Raises:
+        ContractError: the size is not allowed.
+        ConfigError: `dynamic` was asked of a network with a fixed input.
+    """
+    if dynamic and not contract.input.dynamic:
+        mend = "leave --dynamic out"
+        raise ConfigError("cannot leave the size open", where=contract.name, why="its input is fixed", mend=mend)
+    height, width = contract.checked_size(size or (contract.input.height, contract.input.width))
+    changes: dict[str, Any] = {"height": height, "width": width, "dynamic": dynamic}
+    if not dynamic:
+        changes["resize"] = "stretch"
+    return contract.model_copy(update={"input": contract.input.model_copy(update=changes)})
+
+
+def needs_calibration(options: ExportOptions) -> None:
+    """Refuse static INT8 without pictures.
+
+    Raises:
+        ConfigError: static INT8 was asked for, and there are no calibration inputs.
+    """
+    if options.precision is Precision.INT8_STATIC and not options.calibration:
+        mend = "give pictures with --calibration DIR, or leave it out for rendered ones"
+        raise ConfigError("static INT8 needs calibration pictures", why="the calibration set is empty", mend=mend)
+
+
+def refuse_precision(adapter: Runtime, options: ExportOptions) -> None:
+    """Refuse a precision that the engine does not have.
+
+    Raises:
+        ConfigError: it does not; the message lists those that it has.
+    """
+    if options.precision not in adapter.precisions:
+        known = ", ".join(adapter.precisions)
+        raise ConfigError(f"{adapter.name} has no precision", where=str(options.precision), mend=f"known: {known}")
 
 
 def runtime(name: str) -> Runtime:

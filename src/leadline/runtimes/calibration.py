@@ -1,0 +1,241 @@
+"""Calibration: pictures that show a network its usual activations, and the rules that turn those into ranges.
+
+Rules of Wu et al. 2020 and its tooling (SPEC.md section 8): a histogram of |x| with 2048 bins per tensor; the range is
+clipped at the largest value (minmax), at a percentile of |x|, or where the quantised histogram loses least information
+(entropy).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from leadline.errors import ConfigError, DataError, NumericalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from leadline.contract import Contract
+    from leadline.runtimes.base import Calibration, ExportOptions
+
+BINS, LEVELS = 2048, 128  # of |x|; 128 levels are one sign's half of INT8
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+RENDERED_SIZE = (240, 320)  # (height, width) of pictures rendered for calibration
+
+
+def calibration_inputs(
+    source: str | Path | None,
+    contract: Contract,
+    size: tuple[int, int] | None = None,
+    *,
+    count: int = 100,
+    seed: int = 0,
+    split: str | None = None,
+) -> list[NDArray[np.float32]]:
+    """Prepared inputs for calibration or parity.
+
+    Args:
+        source: a data set reference, a folder of pictures (searched through), one picture, or None for rendered rooms
+            and streets in turn.
+        contract: of the network; pictures are prepared by it.
+        size: (height, width) of the input; None takes the contract's. Pictures are stretched to it.
+        count: at most so many, chosen by `seed`, in the source's order.
+        seed: of the choice, and of the rendered scenes.
+        split: of a data set.
+
+    Returns:
+        Arrays 1 x 3 x h x w float32, all of one size.
+
+    Raises:
+        DataError: the source does not exist or holds no picture.
+        ImageReadError: a picture cannot be read.
+    """
+    from leadline.runtimes.base import bundle_contract
+
+    fixed = bundle_contract(contract, size, dynamic=False)
+    return [fixed.prepare(picture) for picture in _pictures(source, count, seed, split)]
+
+
+def _pictures(source: str | Path | None, count: int, seed: int, split: str | None) -> Iterator[NDArray[np.uint8]]:
+    if source is None:
+        from leadline.data.rendered import render
+
+        height, width = RENDERED_SIZE
+        for index in range(count):
+            yield render(seed + index, height=height, width=width, scene=("room", "street")[index % 2]).image
+        return
+    files = _picture_files(Path(source))
+    if files:
+        from leadline.image import read_image
+
+        for index in _choice(len(files), count, seed):
+            yield read_image(files[index])
+        return
+    from leadline.data.dataset import open_dataset
+
+    dataset = open_dataset(str(source), split)
+    if not len(dataset):
+        raise DataError("no pictures to calibrate with", where=source, mend="name a folder with pictures")
+    for index in _choice(len(dataset), count, seed):
+        yield dataset[index].image
+
+
+def _picture_files(path: Path) -> list[Path]:
+    """The pictures of a plain folder; none where a data set format claims the folder, or for anything else."""
+    if path.is_file() and path.suffix.lower() in PICTURES:
+        return [path]
+    if not path.is_dir():
+        return []
+    from leadline.data.dataset import open_dataset
+
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+    try:
+        open_dataset(str(path))
+    except DataError:
+        return files
+    return []
+
+
+def _choice(total: int, count: int, seed: int) -> list[int]:
+    if total <= count:
+        return list(range(total))
+    return sorted(np.random.default_rng(seed).choice(total, count, replace=False).tolist())
+
+
+@dataclass
+class Activation:
+    """What calibration saw of one tensor: its extremes, and in a second pass a histogram of |x|.
+
+    The histogram lies between 0 and the largest; exact zeros are counted apart, since they quantise without error.
+    """
+
+    low: float = np.inf
+    high: float = -np.inf
+    zeros: int = 0
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    @property
+    def largest(self) -> float:
+        """The largest |x|."""
+        return max(abs(self.low), abs(self.high))
+
+    def extend(self, values: NDArray[np.float32]) -> None:
+        """First pass: widen the extremes."""
+        if values.size:
+            self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+
+    def count(self, values: NDArray[np.float32]) -> None:
+        """Second pass: fill the histogram."""
+        size = np.abs(values[values != 0])
+        self.zeros += values.size - size.size
+        if self.largest > 0:
+            self.counts += np.histogram(size, BINS, range=(0.0, self.largest))[0]
+
+    def limits(self, method: Calibration, percentile: float = 99.99) -> tuple[float, float]:
+        """(lowest, highest) value that INT8 has to represent; always holds 0, never empty.
+
+        Args:
+            method: the rule.
+            percentile: of |x|, for the percentile rule.
+        """
+        clip = self.largest
+        if method == "percentile":
+            clip = percentile_clip(self.counts, self.zeros, percentile) * self.largest / BINS
+        elif method == "entropy":
+            clip = entropy_clip(self.counts) * self.largest / BINS
+        low, high = max(min(self.low, 0.0), -clip), min(max(self.high, 0.0), clip)
+        return (low, high) if high > low else (0.0, 1.0)  # a tensor that is always 0 has no range of its own
+
+
+def percentile_clip(counts: NDArray[np.int64], zeros: int, percentile: float) -> int:
+    """The bin edge below which `percentile` % of all |x| lie (zeros counted); 1 to the number of bins."""
+    total = zeros + int(counts.sum())
+    if total == zeros:
+        return len(counts)
+    below = zeros + np.cumsum(counts)
+    return min(int(np.searchsorted(below, total * percentile / 100)) + 1, len(counts))
+
+
+def entropy_clip(counts: NDArray[np.int64], levels: int = LEVELS) -> int:
+    """The bin edge where clipping loses least information; `levels` to the number of bins.
+
+    For each candidate edge i the reference P is the histogram with everything above i moved into bin i - 1, and Q the
+    first i bins quantised to `levels` and spread evenly over the bins that hold something; the last minimum of
+    KL(P || Q) wins (SPEC.md section 8). Sums over levels come from running sums, so all edges are tried at once.
+    """
+    total = int(counts.sum())
+    edges = np.arange(levels, len(counts) + 1)
+    if total == 0:
+        return len(counts)
+    filled = counts > 0
+    mass = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
+    bins_filled = np.concatenate([[0], np.cumsum(filled)]).astype(np.float64)
+    plogp = np.concatenate([[0.0], np.cumsum(_xlogy(counts, counts))])
+
+    starts = -(-np.arange(levels + 1)[None, :] * edges[:, None] // levels)  # first bin of each level: ceil(k*i/levels)
+    level_mass = np.diff(mass[starts], axis=1)
+    level_bins = np.diff(bins_filled[starts], axis=1)
+    height = np.divide(level_mass, level_bins, out=np.zeros_like(level_mass), where=level_bins > 0)
+
+    kept, tail, last = mass[edges], total - mass[edges], counts[edges - 1].astype(np.float64)
+    p_log_p = plogp[edges - 1] + _xlogy(last + tail, last + tail)
+    p_log_q = _xlogy(level_mass, height).sum(axis=1) + _xlogy(tail, height[:, -1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        divergence = (p_log_p - p_log_q) / total - np.log(total) + np.log(kept)
+    divergence[(kept == 0) | ((last == 0) & (tail > 0))] = np.inf  # P is positive where Q is 0
+    if not np.isfinite(divergence).any():
+        return len(counts)
+    best = float(divergence.min())
+    return int(edges[np.flatnonzero(divergence <= best + 1e-12)[-1]])
+
+
+def _xlogy(
+    x: NDArray[np.float64] | NDArray[np.int64], y: NDArray[np.float64] | NDArray[np.int64]
+) -> NDArray[np.float64]:
+    return np.asarray(x, np.float64) * np.log(np.where(x > 0, np.maximum(y, 1e-300), 1.0))
+
+
+def activation_limits(
+    collect: Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]], options: ExportOptions
+) -> dict[str, tuple[float, float]]:
+    """The range of every activation that `collect` returns.
+
+    Args:
+        collect: runs one prepared input and returns activations by name.
+        options: calibration inputs and rule. Minmax needs one pass over them, the histograms a second.
+
+    Raises:
+        ConfigError: no calibration inputs, or a percentile outside 0 to 100.
+        NumericalError: an activation is NaN or infinite.
+    """
+    if not options.calibration:
+        raise ConfigError("the calibration set is empty", mend="give at least one picture; 100 are usual")
+    if not 0 < options.percentile <= 100:
+        raise ConfigError("bad percentile", where=options.percentile, why="it must lie above 0 and be at most 100")
+    seen: dict[str, Activation] = {}
+    for inputs in options.calibration:
+        for name, values in collect(inputs).items():
+            seen.setdefault(name, Activation()).extend(values)
+    for name, activation in seen.items():
+        if not np.isfinite(activation.largest):
+            raise NumericalError(
+                "NaN or infinity during calibration", where=name, mend="check the pictures and weights"
+            )
+    if options.method != "minmax":
+        _count_all(seen, collect, options.calibration)
+    return {name: activation.limits(options.method, options.percentile) for name, activation in seen.items()}
+
+
+def _count_all(
+    seen: dict[str, Activation],
+    collect: Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]],
+    inputs: Sequence[NDArray[np.float32]],
+) -> None:
+    for values in inputs:
+        for name, activation in collect(values).items():
+            seen[name].count(activation)

@@ -1,0 +1,115 @@
+"""Any depth network as one ONNX file: fixed size, or truly open batch, height and width."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from leadline.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import onnx
+    from torch import nn
+
+    from leadline.contract import Contract
+
+OPSET = 18
+INPUT, OUTPUT = "input", "depth"
+
+
+def export_onnx(model: nn.Module, contract: Contract, path: Path | None = None) -> onnx.ModelProto:
+    """Export to ONNX, BatchNorm folded, input `input` (N x 3 x H x W float32), output `depth` (N x 1 x H x W float32).
+
+    Args:
+        model: the network, float32.
+        contract: of the exported file: a fixed input gives N = 1 and its size; a dynamic one leaves N, H and W open
+            within the contract's limits.
+        path: where to write it, if anywhere.
+
+    Raises:
+        UnavailableError: the exporter does not know an operator of the network, or the network fixes a size that
+            should stay open.
+    """
+    import onnx
+    import torch
+
+    spec = contract.input
+    # A batch of 1 would be taken as a constant where the batch is open (RUNTIMES.md, pitfall 3).
+    example = torch.zeros(2 if spec.dynamic else 1, 3, spec.height, spec.width)
+    example += torch.linspace(-1, 1, spec.width)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    was_training = model.training
+    model.eval()
+    try:
+        with _quiet_exporter(), torch.no_grad():
+            program = torch.onnx.export(
+                model,
+                (example.to(device),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=(_open_sides(contract),) if spec.dynamic else None,
+                verbose=False,
+            )
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        mend = "export a fixed size" if spec.dynamic else "use runtime torch"
+        raise UnavailableError("cannot export to ONNX", where=contract.name, why=why, mend=mend) from error
+    finally:
+        model.train(was_training)
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    _strip(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    if path is not None:
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+    return proto
+
+
+def _open_sides(contract: Contract) -> dict[int, Any]:
+    """Batch, height and width as symbols: sides are multiples of the contract's step within its limits."""
+    from torch.export import Dim
+
+    spec = contract.input
+    step = spec.multiple_of
+    low = max(2, math.ceil(spec.min_side / step))  # torch.export takes sizes 0 and 1 as constants
+    high = spec.max_side // step
+    sides = (Dim(name, min=low, max=high) for name in ("rows", "columns"))
+    height, width = (step * side if step > 1 else side for side in sides)
+    return {0: Dim("batch", min=1, max=64), 2: height, 3: width}
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Remove what only the exporter's machine is interested in, source paths among it."""
+    graphs: list[Any] = [proto.graph, *proto.functions]
+    for holder in [proto, *graphs]:
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    for graph in graphs:
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+    for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer]:
+        del value.metadata_props[:]
+        value.doc_string = ""
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence two known remarks of torch 2.13: that torchvision is absent, and a deprecation inside torch itself."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+            yield
+    finally:
+        registration.setLevel(level)
