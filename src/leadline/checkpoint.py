@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,13 @@ class Checkpoint:
         """The model card (Markdown), empty if there is none."""
         path = self.folder / CARD
         return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values, without the batch norms' statistics; read from the file's header."""
+        statistics = ("running_mean", "running_var", "num_batches_tracked")
+        shapes = check_safetensors(self.folder / WEIGHTS)
+        return sum(math.prod(shape) for key, shape in shapes.items() if not key.endswith(statistics))
 
     def model(self) -> nn.Module:
         """The network with its weights: float32, eval mode, N x 3 x H x W to N x 1 x H x W.
@@ -149,8 +157,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-def check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
     """Check the header of a safetensors file against the file's size, without reading the tensors.
+
+    Returns:
+        Key to shape.
 
     Raises:
         CheckpointError: it is truncated, has trailing bytes, or is no safetensors file.
@@ -165,13 +176,15 @@ def check_safetensors(path: Path) -> None:
         why = f"truncated, or not a safetensors file: {size} bytes"
         raise CheckpointError("unreadable weights", where=path, why=why, mend="copy or convert it again")
     try:
-        ends = [entry["data_offsets"][1] for key, entry in json.loads(header).items() if key != "__metadata__"]
-        expected = 8 + length + max(ends, default=0)
+        entries = {key: entry for key, entry in json.loads(header).items() if key != "__metadata__"}
+        shapes = {key: tuple(int(side) for side in entry["shape"]) for key, entry in entries.items()}
+        expected = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError("unreadable weights", where=path, why="not a safetensors file") from error
     if size != expected:
         why = f"truncated: {size} of {expected} bytes" if size < expected else f"{size - expected} trailing bytes"
         raise CheckpointError("damaged weights", where=path, why=why, mend="copy or convert it again")
+    return shapes
 
 
 def load_state(model: nn.Module, state: State, *, where: object) -> None:

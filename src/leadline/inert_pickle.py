@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import pickletools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_OPCODES = 2_000_000  # the largest published depth networks need about 30,000
+MAX_LINE = 1 << 20  # bytes of a text argument
 MAX_COPIED = 2_000_000  # entries of lists that are copied into other containers
 
 # Classes that may stand in a file of weights; an instance becomes a Record of name, arguments and state.
@@ -98,7 +99,7 @@ def read_inert(stream: BinaryIO, persistent: Callable[[Any], Any]) -> Any:
     """
     machine = _Machine(persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in pickletools.genops(cast("BinaryIO", _Bounded(stream))):
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.step(opcode.name, argument)
@@ -112,6 +113,25 @@ def read_inert(stream: BinaryIO, persistent: Callable[[Any], Any]) -> Any:
 def read_inert_bytes(data: bytes, persistent: Callable[[Any], Any]) -> Any:
     """`read_inert` of bytes."""
     return read_inert(io.BytesIO(data), persistent)
+
+
+class _Bounded:
+    """The stream, whose reads never ask for more than is there: a forged length must not allocate memory."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        here = stream.tell()
+        self.end = stream.seek(0, io.SEEK_END)
+        stream.seek(here)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def read(self, count: int) -> bytes:
+        return self.stream.read(min(count, self.end - self.stream.tell()))
+
+    def readline(self) -> bytes:
+        return self.stream.readline(MAX_LINE)
 
 
 class _Machine:
@@ -317,7 +337,8 @@ class _Machine:
 def _name(module: str, name: str) -> Name:
     text = f"{'builtins' if module == '__builtin__' else module}.{name}"
     if text not in _KNOWN and not text.startswith(_INERT_PREFIXES):
-        raise RefusedPickleError(text)
+        # Names come from a stranger: no control characters to the terminal, no endless lines.
+        raise RefusedPickleError(text[:120].encode("ascii", "backslashreplace").decode().__repr__()[1:-1])
     return Name(text)
 
 

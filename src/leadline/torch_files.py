@@ -6,6 +6,7 @@ Reads today's zip form and the stream form of PyTorch before 1.6, state dicts an
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -51,6 +52,8 @@ _STATE_KEYS = (
     "params",
     "weights",
 )
+# What zipfile and torch raise on damaged bytes; MalformedPickleError is a ValueError.
+_DAMAGE = (ValueError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError, IndexError)
 _MAX_MODULES, _MAX_DEPTH = 100_000, 64
 _MEND = "ask for a safetensors file, or save its state_dict() where you trust it"
 
@@ -97,7 +100,7 @@ def read_torch_file(path: Path) -> TorchWeights:
     except RefusedPickleError as error:
         why = f"it uses {error}, which is no tensor, plain container or network class; nothing in it was executed"
         raise CheckpointError("refused to read", where=path, why=why, mend=_MEND) from error
-    except (MalformedPickleError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except _DAMAGE as error:
         why = f"truncated or damaged: {error}" if str(error) else "truncated or damaged"
         raise CheckpointError("cannot read weights", where=path, why=why, mend="download or copy it again") from error
     except OSError as error:
