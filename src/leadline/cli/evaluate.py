@@ -32,7 +32,8 @@ reported and the rest go on; the exit status is then 1."""
 EXAMPLES = (
     "leadline evaluate leadline-s-indoor --data rendered --protocol nyu-eigen --limit 20",
     "leadline evaluate leadline-s-indoor --data rendered --protocol nyu-eigen/median --limit 20 --csv rows.csv",
-    "leadline evaluate leadline-s-indoor --data photos/ --protocol fidelity --against runs/demo/reference --json",
+    "leadline export leadline-s-indoor --runtime onnxruntime --precision int8-dynamic --out small",
+    "leadline evaluate small --data rendered --protocol fidelity --against leadline-s-indoor --limit 20 --json",
 )
 _MOST_NAMED = 10
 

@@ -88,7 +88,7 @@ def evaluate(
         predictor = _opened(predictor, threads, size, models)
         reference = None if reference is None else _opened(reference, threads, size, models)
         kind = predictor.contract.output.kind
-        _check(protocol, kind, name, dataset, reference, limit)
+        _check(protocol, kind, name, dataset, reference=reference, limit=limit)
 
         total = len(dataset) if limit is None else min(limit, len(dataset))
         titles = dataset.names()
@@ -148,7 +148,7 @@ def _opened(predictor: Predicts | str, threads: int, size: tuple[int, int] | Non
 
 
 def _check(
-    protocol: Protocol, kind: Kind, model: str, dataset: Dataset, reference: Predicts | None, limit: int | None
+    protocol: Protocol, kind: Kind, model: str, dataset: Dataset, *, reference: Predicts | None, limit: int | None
 ) -> None:
     protocol.alignment_for(kind, model)
     check_truth(dataset.kind, protocol)

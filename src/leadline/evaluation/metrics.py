@@ -70,24 +70,26 @@ def depth_metrics(pred: NDArray[np.floating], gt: NDArray[np.floating]) -> dict[
     if not measured.any():
         return None
     difference = p - g
-    pm, gm, dm = p[measured], g[measured], difference[measured]
+    pm, gm, dm = (p, g, difference) if measured.all() else (p[measured], g[measured], difference[measured])
     positive = np.maximum(pm, SMALLEST_DEPTH)
-    log_ratio = np.log(positive) - np.log(gm)
-    distance = np.abs(log_ratio)
-    ratio = np.maximum(positive / gm, gm / positive)
-    square = difference * difference
+    quotient = positive / gm
+    log_ratio = np.log(quotient)
+    ratio = np.maximum(quotient, 1.0 / quotient)
+    share = np.abs(dm) / gm
+    bias = float(np.mean(log_ratio))
+    mean_square_log = float(log_ratio @ log_ratio) / log_ratio.size
     return {
-        "abs_rel": float(np.mean(np.abs(dm) / gm)),
-        "sq_rel": float(np.mean(dm * dm / gm)),
-        "rmse": float(np.sqrt(np.mean(square))),
-        "rmse_log": float(np.sqrt(np.mean(log_ratio * log_ratio))),
-        "log10": float(np.mean(distance) / np.log(10.0)),
-        "silog": float(100.0 * np.std(log_ratio)),
+        "abs_rel": float(np.mean(share)),
+        "sq_rel": float(share @ np.abs(dm)) / dm.size,
+        "rmse": float(np.sqrt(difference @ difference / p.size)),
+        "rmse_log": float(np.sqrt(mean_square_log)),
+        "log10": float(np.mean(np.abs(log_ratio)) / np.log(10.0)),
+        "silog": 100.0 * float(np.linalg.norm(log_ratio - bias)) / float(np.sqrt(log_ratio.size)),
         "delta1": float(np.count_nonzero(ratio < 1.25) / p.size),
         "delta2": float(np.count_nonzero(ratio < 1.25**2) / p.size),
         "delta3": float(np.count_nonzero(ratio < 1.25**3) / p.size),
         "mae": float(np.mean(np.abs(difference))),
-        "log_bias": float(np.mean(log_ratio)),
+        "log_bias": bias,
     }
 
 

@@ -210,26 +210,27 @@ def get_protocol(name: str, alignment: Alignment | str | None = None) -> Protoco
 
 def _changed(protocol: Protocol, variant: str) -> Protocol:
     if variant not in VARIANTS:
-        raise ConfigError(
-            "unknown variant of a protocol", where=f"{protocol.name}/{variant}", mend=closest(variant, VARIANTS)
-        )
+        place = f"{protocol.name}/{variant}"
+        raise ConfigError("unknown variant of a protocol", where=place, mend=closest(variant, VARIANTS))
     owner = {"or-mask": "fastdepth-224", "eigen-crop": "kitti-eigen"}.get(variant, protocol.name)
-    if owner != protocol.name or (protocol.truth == "model" and variant != "pooled"):
-        raise ConfigError(
-            f"protocol {protocol.name} has no variant",
-            where=variant,
-            mend=f"it belongs to {owner}" * (owner != protocol.name),
-        )
-    if variant in list(Alignment):
-        if protocol.alignments == _all(Alignment(variant)):
-            return protocol
-        changed = replace(protocol, alignments=_all(Alignment(variant)))
-    elif variant == "or-mask":
+    if owner != protocol.name or protocol.truth == "model":
+        mend = f"it belongs to {owner}" if owner != protocol.name else ""
+        raise ConfigError(f"protocol {protocol.name} has no variant", where=variant, mend=mend)
+    if variant == "or-mask":
         changed = replace(protocol, mask="either")
     elif variant == "eigen-crop":
         changed = replace(protocol, crop=KITTI_EIGEN_CROP)
-    else:
+    elif variant == "pooled":
         changed = replace(protocol, averaging="pooled")
+    elif protocol.alignments == _all(Alignment(variant)):
+        return protocol
+    elif any(earlier in list(Alignment) for earlier in protocol.variants):
+        raise ConfigError("a protocol has one alignment", where=f"{protocol.label}/{variant}")
+    else:
+        changed = replace(protocol, alignments=_all(Alignment(variant)))
+    if changed.mask == "either" and changed.kinds != {Kind.METRIC_DEPTH}:
+        why = "pixels without ground truth cannot be aligned to it"
+        raise ConfigError("or-mask and an alignment exclude each other", where=f"{protocol.label}/{variant}", why=why)
     return replace(changed, variants=(*protocol.variants, variant))
 
 
