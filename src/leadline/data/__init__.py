@@ -1,0 +1,1 @@
+"""Data sets: pictures with depth, their kinds, units, cameras and licences."""

@@ -1,0 +1,1 @@
+"""Procedural rooms and streets: layout, rasteriser, textures and shading, numpy only."""
