@@ -156,8 +156,9 @@ def split_options(reference: str, known: Mapping[str, tuple[str, ...]]) -> tuple
     for part in filter(None, query.split("&")):
         key, _, value = part.partition("=")
         if key not in known:
-            why = f"unknown option {key!r}" if known else "this format has no options"
-            raise DataError("cannot open the data set", where=reference, why=why, mend=closest(key, known))
+            why = f"unknown option {key!r}" if known else f"unknown option {key!r}; this format has none"
+            mend = closest(key, known) if known else f"write {path}"
+            raise DataError("cannot open the data set", where=reference, why=why, mend=mend)
         if value not in known[key]:
             why = f"option {key} cannot be {value!r}"
             raise DataError("cannot open the data set", where=reference, why=why, mend=closest(value, known[key]))

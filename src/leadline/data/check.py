@@ -1,0 +1,109 @@
+"""What a data set holds and what is wrong with it: sizes, units, ranges and cameras of every sample."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from leadline.data.dataset import Dataset, Problem, Sample
+from leadline.data.units import check_intrinsics
+from leadline.errors import LeadlineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass
+class Report:
+    """What `check` saw.
+
+    Args:
+        samples: complete items of the data set.
+        read: how many of them were read without a fault.
+        sizes: pictures by (height, width), pixels.
+        with_depth: samples with a depth map.
+        with_intrinsics: samples with a camera.
+        low: smallest measured value, in the data set's unit; None without depth.
+        high: largest measured value.
+        median: median over the samples' medians.
+        measured: mean share of pixels with a measurement, 0..1.
+        beyond: mean share of the measured pixels above the data set's `max_depth`, 0..1.
+        problems: everything that is wrong, layout first.
+    """
+
+    samples: int
+    read: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    with_depth: int = 0
+    with_intrinsics: int = 0
+    low: float | None = None
+    high: float | None = None
+    median: float | None = None
+    measured: float | None = None
+    beyond: float | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def check(dataset: Dataset, limit: int | None = None, on_progress: Callable[[int, int], None] | None = None) -> Report:
+    """Read every sample; a bad one is recorded and the rest go on.
+
+    Args:
+        dataset: any format.
+        limit: read the first `limit` samples only.
+        on_progress: called with (done, total) after each sample.
+    """
+    names = dataset.names()
+    report = Report(len(dataset), problems=list(dataset.problems()))
+    report.problems += [
+        Problem(name, f"the name stands for {n} samples") for name, n in Counter(names).items() if n > 1
+    ]
+    statistics: list[tuple[float, ...]] = []
+    total = len(names) if limit is None else min(limit, len(names))
+    for index in range(total):
+        try:
+            sample = dataset[index]
+            _check_agreement(sample, dataset)
+        except LeadlineError as error:
+            report.problems.append(Problem(names[index], str(error), error.mend))
+        else:
+            _count(report, sample, dataset, statistics)
+        if on_progress is not None:
+            on_progress(index + 1, total)
+    if statistics:
+        low, high, median, measured, beyond = np.array(statistics).T
+        report.low, report.high, report.median = float(low.min()), float(high.max()), float(np.median(median))
+        report.beyond = float(beyond.mean())
+        report.measured = float(measured.sum() / report.with_depth)
+    return report
+
+
+def _check_agreement(sample: Sample, dataset: Dataset) -> None:
+    size = sample.image.shape[0], sample.image.shape[1]
+    if sample.intrinsics is not None:
+        check_intrinsics(sample.intrinsics, size, sample.name)
+    if sample.depth is None:
+        return
+    if sample.depth.kind is not dataset.kind:
+        raise LeadlineError("mixed kinds", where=sample.name, why=f"{sample.depth.kind} in a set of {dataset.kind}")
+    if sample.depth.shape != size:
+        raise LeadlineError("picture and depth differ in size", where=sample.name, why=f"{size}, {sample.depth.shape}")
+
+
+def _count(report: Report, sample: Sample, dataset: Dataset, statistics: list[tuple[float, ...]]) -> None:
+    report.read += 1
+    report.sizes[sample.image.shape[0], sample.image.shape[1]] += 1
+    report.with_intrinsics += sample.intrinsics is not None
+    if sample.depth is None:
+        return
+    report.with_depth += 1
+    values = sample.depth.values[sample.depth.valid]
+    if values.size == 0:
+        mend = "leave the item out, or check invalid_value and the unit"
+        report.problems.append(Problem(sample.name, "no pixel of the depth was measured", mend, fatal=False))
+        return
+    beyond = float((values > dataset.max_depth).mean()) if dataset.max_depth else 0.0
+    share = values.size / sample.depth.values.size
+    statistics.append((float(values.min()), float(values.max()), float(np.median(values)), share, beyond))
