@@ -12,46 +12,45 @@ from leadline.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# folded name: (convolution, batch norm) in the published state dict
+FOLDED: dict[str, tuple[str, str]] = {
+    "conv0": ("conv0.0", "conv0.1"),
+    **{f"conv{i}.dw": (f"conv{i}.0", f"conv{i}.1") for i in range(1, 14)},
+    **{f"conv{i}.pw": (f"conv{i}.3", f"conv{i}.4") for i in range(1, 14)},
+    **{f"decode_conv{k}.dw": (f"decode_conv{k}.0.0", f"decode_conv{k}.0.1") for k in range(1, 6)},
+    **{f"decode_conv{k}.pw": (f"decode_conv{k}.1.0", f"decode_conv{k}.1.1") for k in range(1, 6)},
+    "decode_conv6": ("decode_conv6.0", "decode_conv6.1"),
+}
+
 
 def from_folded_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load weights whose batch norms are folded into the convolutions, in place.
 
-    The names are `conv0`, `conv{1..13}.dw|pw`, `decode_conv{1..5}.dw|pw` and `decode_conv6`, each with `.weight` and
-    `.bias`. Every batch norm becomes the identity plus that bias.
+    Every batch norm of the model becomes the identity plus the folded bias.
 
     Args:
-        model: built from a MobileNet configuration with depthwise nnconv and skips, of the same widths.
-        tensors: by name.
+        model: `fastdepth`, or a pruned one, of the widths of these weights; N x 3 x H x W to N x 1 x H x W metres.
+        tensors: `<name>.weight` (O x I x k x k) and `<name>.bias` (O) for each name of FOLDED, any float type.
 
     Raises:
         CheckpointError: names or shapes do not fit.
     """
+    unknown = set(tensors) - {f"{name}.{part}" for name in FOLDED for part in ("weight", "bias")}
+    if unknown:
+        raise CheckpointError("folded weights do not fit", where=min(unknown), why="no layer has this name")
     state = model.state_dict()
-    wanted: set[str] = set()
-    for key in [key for key in state if state[key].ndim == 4]:
-        layer, *_, index, _ = key.split(".")
-        encoder = layer.startswith("conv")
-        if layer in ("conv0", "decode_conv6"):
-            source, norm = layer, f"{layer}.1"
-        elif encoder:
-            source, norm = (f"{layer}.dw", f"{layer}.1") if index == "0" else (f"{layer}.pw", f"{layer}.4")
-        else:
-            half = key.split(".")[1]
-            source, norm = f"{layer}.{'dw' if half == '0' else 'pw'}", f"{layer}.{half}.1"
-        wanted |= {f"{source}.weight", f"{source}.bias"}
-        weight, bias = tensors.get(f"{source}.weight"), tensors.get(f"{source}.bias")
-        if weight is None or bias is None or weight.shape != state[key].shape:
-            got = "missing" if weight is None or bias is None else f"{tuple(weight.shape)}"
-            raise CheckpointError(
-                "folded weights do not fit", where=source, why=f"{got}, not {tuple(state[key].shape)}"
-            )
+    for name, (convolution, norm) in FOLDED.items():
+        weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
+        if weight is None or bias is None:
+            raise CheckpointError("folded weights do not fit", where=name, why="weight or bias is missing")
+        wanted = state.get(f"{convolution}.weight")
+        if wanted is None or wanted.shape != weight.shape:
+            why = "no such layer" if wanted is None else f"{tuple(weight.shape)} given, {tuple(wanted.shape)} wanted"
+            raise CheckpointError("the model does not fit the folded weights", where=name, why=why)
         batch_norm = model.get_submodule(norm)
         assert isinstance(batch_norm, nn.BatchNorm2d)
-        state[key] = weight.float()
-        state[f"{norm}.bias"] = bias.float()
-        state[f"{norm}.weight"] = torch.ones_like(bias, dtype=torch.float32)
-        state[f"{norm}.running_mean"] = torch.zeros_like(bias, dtype=torch.float32)
-        state[f"{norm}.running_var"] = torch.full_like(bias, 1.0 - batch_norm.eps, dtype=torch.float32)
-    if set(tensors) != wanted:
-        raise CheckpointError("folded weights do not fit", why=f"unknown tensors {sorted(set(tensors) - wanted)[:3]}")
+        ones = torch.ones(bias.shape)
+        state[f"{convolution}.weight"] = weight.float()
+        state[f"{norm}.weight"], state[f"{norm}.bias"] = ones, bias.float()
+        state[f"{norm}.running_mean"], state[f"{norm}.running_var"] = 0 * ones, ones * (1 - batch_norm.eps)
     model.load_state_dict(state)
