@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from leadline.depth import Depth
     from leadline.predictor import Predictor
     from leadline.sources import Item
 
@@ -32,10 +31,9 @@ Camera = float | Intrinsics | None  # horizontal field of view in degrees, or in
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one picture: its depth and files, or the error that stopped it."""
+    """What became of one picture: its files, or the error that stopped it."""
 
     item: Item
-    depth: Depth | None = None
     files: dict[str, Path] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     error: LeadlineError | None = None
@@ -129,4 +127,4 @@ def _write(
         raise
     except LeadlineError as error:
         return Outcome(item, error=error, notices=read.notices)
-    return Outcome(item, depth, files, read.notices)
+    return Outcome(item, files, read.notices)

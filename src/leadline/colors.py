@@ -36,21 +36,27 @@ def colorize(depth: Depth, lo: float | None = None, hi: float | None = None) -> 
     if lo is None or hi is None:
         low, high = display_range(depth)
         lo, hi = low if lo is None else lo, high if hi is None else hi
+    return palette()[color_indices(depth, lo, hi)]
+
+
+def color_indices(depth: Depth, lo: float, hi: float) -> NDArray[np.uint8]:
+    """Indices into `palette`, H x W: 0 where not valid, 1 (far) to 255 (near) elsewhere, 128 if `lo` equals `hi`.
+
+    Raises:
+        ConfigError: `lo` is above `hi`.
+    """
     if lo > hi:
         raise ConfigError("the colour scale is upside down", where=f"{lo:g} to {hi:g}", mend="give lo below hi")
     valid = depth.valid
-    values = np.where(valid, depth.values, np.float32(lo))
-    if hi > lo:
-        nearness = (values - np.float32(lo)) * np.float32(255 / (hi - lo))
-        np.clip(nearness, 0, 255, out=nearness)
-        if not depth.kind.is_disparity:
-            np.subtract(255, nearness, out=nearness)
-    else:
-        nearness = np.full(values.shape, 127.5, np.float32)
-    picture = colour_table()[(nearness + 0.5).astype(np.uint8)]
-    if not valid.all():
-        picture[~valid] = 0
-    return picture
+    position = np.clip(np.where(valid, depth.values, np.float32(lo)), lo, hi)
+    position -= np.float32(lo)
+    position *= np.float32(254 / (hi - lo) if hi > lo else 0)
+    if hi == lo:
+        position += 127
+    if not depth.kind.is_disparity:
+        np.subtract(254, position, out=position)
+    position += 1.5  # the first colour is black, and the cast rounds down
+    return np.where(valid, position, 0).astype(np.uint8)
 
 
 def display_range(depth: Depth, low: float = 2.0, high: float = 98.0) -> tuple[float, float]:
@@ -63,15 +69,15 @@ def display_range(depth: Depth, low: float = 2.0, high: float = 98.0) -> tuple[f
 
 
 @lru_cache(maxsize=1)
-def colour_table() -> NDArray[np.uint8]:
-    """256 x 3 uint8 RGB, from far to near: violet, red, orange, yellow in equal steps of lightness.
+def palette() -> NDArray[np.uint8]:
+    """256 x 3 uint8 RGB: black, then from far to near violet, red, orange, yellow in equal steps of lightness.
 
     Made in OKLCH (Ottosson 2020): lightness rises in a straight line, so that equal steps of value look equally far
     apart and the scale survives in grey print; chroma is as strong as sRGB allows, up to a limit.
     """
-    t = np.linspace(0, 1, 256)
+    t = np.linspace(0, 1, 255)
     lightness, hue = 0.24 + 0.72 * t, np.radians(285 + 180 * t)
-    inside, outside = np.zeros(256), np.full(256, 0.25)
+    inside, outside = np.zeros(t.size), np.full(t.size, 0.25)
     for _ in range(16):
         middle = (inside + outside) / 2
         linear = _oklch_to_linear(lightness, middle, hue)
@@ -79,7 +85,8 @@ def colour_table() -> NDArray[np.uint8]:
         inside, outside = np.where(fits, middle, inside), np.where(fits, outside, middle)
     linear = np.clip(_oklch_to_linear(lightness, np.minimum(inside, 0.19), hue), 0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    table = np.round(255 * encoded).astype(np.uint8)
+    table = np.zeros((256, 3), np.uint8)
+    table[1:] = np.round(255 * encoded)
     table.setflags(write=False)
     return table
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from leadline.colors import colorize
 from leadline.errors import ImageReadError
+from leadline.png import SIGNATURE, damage, png_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,8 +137,8 @@ def _too_large(path: Path, size: str) -> ImageReadError:
 def _open(path: Path, data: bytes, formats: tuple[str, ...]) -> PillowImage.Image:
     from PIL import Image, UnidentifiedImageError
 
-    if data.startswith(_PNG_SIGNATURE):
-        _check_png(path, data)
+    if data.startswith(SIGNATURE) and (why := damage(data)) is not None:
+        raise ImageReadError("cannot read the picture", where=path, why=why)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:
@@ -146,28 +147,6 @@ def _open(path: Path, data: bytes, formats: tuple[str, ...]) -> PillowImage.Imag
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f"{image.width} x {image.height}")
     return image
-
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-def _check_png(path: Path, data: bytes) -> None:
-    """Walk the chunks: Pillow does not look at the checksum of the pixel data."""
-    at = len(_PNG_SIGNATURE)
-    view = memoryview(data)
-    while at + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        name = bytes(view[at + 4 : at + 8])
-        body_end = at + 8 + length
-        if body_end + 4 > len(data):
-            break
-        if zlib.crc32(view[at + 4 : body_end]) != struct.unpack_from(">I", data, body_end)[0]:
-            why = f"bad checksum in chunk {name.decode('latin-1')} at byte {at}"
-            raise ImageReadError("cannot read the picture", where=path, why=f"damaged: {why}")
-        if name == b"IEND":
-            return
-        at = body_end + 4
-    raise ImageReadError("cannot read the picture", where=path, why=f"truncated: the PNG ends at byte {len(data)}")
 
 
 def _notices(path: Path, image: PillowImage.Image, data: bytes) -> Iterator[str]:
@@ -222,15 +201,6 @@ def rgb_array(image: PillowImage.Image, source: str = "") -> NDArray[np.uint8]:
         white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, pixels)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def png_bytes(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """A PNG file of H x W uint8 or uint16, or H x W x 3 uint8 RGB; compressed lightly, for speed."""
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(values).save(out, "PNG", compress_level=1)
-    return out.getvalue()
 
 
 def write_png16(path: Path | str, values: NDArray[np.uint16]) -> None:

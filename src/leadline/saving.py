@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leadline.colors import colorize, display_range
+from leadline.colors import color_indices, colorize, display_range, palette
 from leadline.depth import Depth, Intrinsics, Kind
 from leadline.errors import ConfigError, DataError, closest
-from leadline.image import png_bytes, read_depth_png
+from leadline.image import read_depth_png
 from leadline.output import write_atomic
+from leadline.png import png_bytes
 from leadline.point_cloud import ply_bytes
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def _encoded(name: str, depth: Depth, image: NDArray[np.uint8] | None) -> tuple[
         return buffer.getvalue(), {"scale": 1.0, "offset": 0.0}
     if name == "color":
         lo, hi = display_range(depth)
-        return png_bytes(colorize(depth, lo, hi)), {"lo": lo, "hi": hi, "near": "bright", "invalid": "black"}
+        note = {"lo": lo, "hi": hi, "near": "bright", "invalid": "black"}
+        return png_bytes(color_indices(depth, lo, hi), palette()), note
     if image is None:
         image = colorize(depth)
     return ply_bytes(depth, image), {"axes": "x right, y down, z forward"}
@@ -107,20 +109,21 @@ def to_codes(depth: Depth) -> tuple[NDArray[np.uint16], float, float]:
     kinds spread their range over the codes 1 to 65535.
     """
     valid = depth.valid
-    values = depth.values[valid].astype(np.float64)
-    codes = np.zeros(depth.shape, np.uint16)
-    if values.size == 0:
-        return codes, 1.0, 0.0
-    top = float(values.max())
+    if not valid.any():
+        return np.zeros(depth.shape, np.uint16), 1.0, 0.0
+    top = float(depth.values.max(where=valid, initial=-np.inf))
     if depth.kind is Kind.METRIC_DEPTH:
         scale = next((step for step in _METRIC_STEPS if top <= step * _CODES), top / _CODES)
         offset = 0.0
     else:
-        bottom = float(values.min())
+        bottom = float(depth.values.min(where=valid, initial=np.inf))
         scale = (top - bottom) / (_CODES - 1) or 1.0
         offset = bottom - scale
-    codes[valid] = np.clip(np.round((values - offset) / scale), 1, _CODES).astype(np.uint16)
-    return codes, scale, offset
+    codes = np.where(valid, depth.values, np.float32(offset))
+    codes -= np.float32(offset)
+    codes *= np.float32(1 / scale)
+    np.clip(np.rint(codes, out=codes), 1, _CODES, out=codes)
+    return np.where(valid, codes, 0).astype(np.uint16), scale, offset
 
 
 def _side(depth: Depth, model: str, files: dict[str, Any]) -> bytes:

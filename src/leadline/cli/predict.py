@@ -36,6 +36,7 @@ EXAMPLES = (
 
 def command(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Pictures, folders or globs in quotes.")],
+    *,
     model: Model = DEFAULT_MODEL,
     out: Out = Path("depth"),
     save: Annotated[
