@@ -122,7 +122,8 @@ def _row(
             return {"name": title, "status": UNMEASURED, "reason": _NO_DEPTH}
         scored = score(_predicted(predictor, sample, focal), truth, protocol)
     except NumericalError as error:
-        raise NumericalError(str(error), where=f"on picture {title}") from error
+        why = f"{error.why}, picture {title}"
+        raise NumericalError(error.what, where=error.where, why=why, mend=error.mend) from error
     except KindError:  # true of the whole data set, not of this picture
         raise
     except LeadlineError as error:
