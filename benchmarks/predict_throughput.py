@@ -67,7 +67,9 @@ def write_pictures(folder: Path, count: int) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+            (WIDTH, HEIGHT), Image.Resampling.BICUBIC
+        )
         noisy = np.asarray(coarse) + rng.normal(0, 6, (HEIGHT, WIDTH, 1))
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / f"{index:04}.jpg", quality=90)
 
