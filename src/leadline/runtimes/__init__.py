@@ -1,0 +1,1 @@
+"""Runtimes: one adapter per engine, behind the contract of `base.py`."""
