@@ -161,7 +161,8 @@ def _hugging_face_model(place: str, name: str) -> LoadedModel:
     from leadline.models.hugging_face import load_hugging_face
 
     found = load_hugging_face(place)
-    return LoadedModel(found.model, found.contract, name, ({"step": "hugging-face", "source": place},))
+    lineage = ({"step": "hugging-face", "source": place},)
+    return LoadedModel(found.model, found.contract, name, lineage, found.architecture, found.config)
 
 
 def _is_hugging_face(path: Path) -> bool:
