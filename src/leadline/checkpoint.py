@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -207,7 +208,14 @@ def fitting_variants(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     from leadline.models.registry import variants
 
     wanted = dict(shapes)
-    return [name for name, (kind, config) in variants().items() if _shapes(_meta_state(kind, config)) == wanted]
+    return [name for name in variants() if _variant_shapes(name) == wanted]
+
+
+@functools.cache
+def _variant_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    from leadline.models.registry import variants
+
+    return _shapes(_meta_state(*variants()[name]))
 
 
 def _check_fit(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], *, where: object) -> None:

@@ -187,9 +187,9 @@ def _tables(packaged: list[dict[str, Any]], known: list[dict[str, Any]]) -> None
             )
         console.print(table)
     title = "Architecture variants, without weights"
-    table = Table(name("variant"), "kind", "input", "architecture", box=None, title=title, title_justify="left")
+    table = Table(name("variant"), "kind", "input", box=None, title=title, title_justify="left")
     for row in known:
-        table.add_row(row["name"], row["kind"], _input(row), row["architecture"])
+        table.add_row(row["name"], row["kind"], _input(row))
     console.print(table)
 
 

@@ -42,6 +42,8 @@ def config_from_shapes(shapes: Shapes) -> Config | None:
     Raises:
         CheckpointError: the names are of FastDepth, but a tensor is missing or the widths contradict each other.
     """
+    if any(key.startswith("decoder.lateral.") for key in shapes):  # this package's own, not published
+        return None
     try:
         if "conv0.0.weight" in shapes and any(key.startswith("decode_conv1.") for key in shapes):
             return Config.model_validate(_skip_network(shapes))
@@ -148,5 +150,12 @@ def _decoder(shapes: Shapes) -> dict[str, Any]:
     last = first.split(".", 1)[1] if not depthwise else "1.0.weight"
     output = 1 if upsampler == "deconv" and not depthwise else 0  # transposed convolutions store inputs first
     widths = tuple(shapes[f"decoder.{stage.format(k)}.{last}"][output] for k in range(1, 6))
-    kernel = shapes[f"decoder.{first}"][-1]
-    return {"upsampler": upsampler, "depthwise": depthwise, "kernel": kernel, "decoder_widths": widths}
+    third = shapes[f"decoder.{first.replace('1.', '3.', 1)}"]
+    inputs = third[0] if depthwise or upsampler == "deconv" else third[1]
+    return {
+        "upsampler": upsampler,
+        "depthwise": depthwise,
+        "kernel": shapes[f"decoder.{first}"][-1],
+        "decoder_widths": widths,
+        "skip": "concat" if inputs > widths[1] else "none",
+    }

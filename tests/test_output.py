@@ -1,0 +1,186 @@
+"""Atomic writes, locks and early checks: nothing finished is lost, whatever stops the program."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from leadline.errors import OutputError
+from leadline.models.fastdepth import Config, build
+from leadline.output import atomic_folder, check_writable, output_lock, sha256_file, write_atomic
+
+SMALL = Config(encoder_widths=(8,) * 14, decoder_widths=(8,) * 5, depthwise=True, skip="add")
+HOLD = """
+import sys, time
+from pathlib import Path
+from leadline.output import output_lock
+with output_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_sha256_of_a_known_text(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180
+
+
+def test_write_atomic_replaces_and_makes_parents(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert names(path.parent) == ["file"]
+
+
+def test_full_disk_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="disk full"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_new_files_obey_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "file", b"")
+        with atomic_folder(tmp_path / "folder") as place:
+            write_atomic(place / "inner", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
+
+
+def test_folder_appears_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "out"
+    with atomic_folder(path) as place:
+        write_atomic(place / "manifest.json", b'{"kind": "bundle"}')
+        assert not path.exists()
+    assert names(path) == ["manifest.json"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("fault", [ValueError("x"), KeyboardInterrupt(), SystemExit(143)])
+def test_old_folder_survives_a_failure_of_the_new(tmp_path, fault):
+    path = tmp_path / "out"
+    with atomic_folder(path) as place:
+        write_atomic(place / "manifest.json", b'{"kind": "bundle", "v": 1}')
+
+    def replace() -> None:
+        with atomic_folder(path) as place:
+            write_atomic(place / "manifest.json", b'{"kind": "bundle", "v": 2}')
+            raise fault
+
+    with pytest.raises(type(fault)):
+        replace()
+    assert (path / "manifest.json").read_bytes() == b'{"kind": "bundle", "v": 1}'
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_full_disk_is_recognised_inside_engines_errors(tmp_path, fault):
+    with pytest.raises(OutputError, match="disk full"), atomic_folder(tmp_path / "out"):
+        raise fault
+    assert names(tmp_path) == []
+
+
+def test_other_errors_of_the_block_pass_unchanged(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "out"):
+        (tmp_path / "missing").read_bytes()
+
+
+def test_folders_of_others_are_not_replaced(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").touch()
+    with pytest.raises(OutputError, match="will not replace"), atomic_folder(tmp_path / "photos"):
+        pytest.fail("the block must not run")
+    assert names(tmp_path / "photos") == ["one.jpg"]
+
+
+def test_empty_folder_is_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    with atomic_folder(tmp_path / "out") as place:
+        write_atomic(place / "a", b"1")
+    assert names(tmp_path / "out") == ["a"]
+
+
+def test_second_run_fails_and_names_the_first_ones_process(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match=f"process {first.pid}"), output_lock(tmp_path):
+            pytest.fail("the lock was given twice")
+        first.send_signal(signal.SIGKILL)
+    with output_lock(tmp_path):  # the dead process's file is still there, its lock is not
+        assert (tmp_path / ".leadline.lock").read_text() == f"{os.getpid()}\n"
+    assert names(tmp_path) == []
+
+
+def test_check_writable_leaves_nothing_behind(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert names(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="not a folder"):
+        check_writable(tmp_path / "file" / "b")
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    save_file(build(SMALL).state_dict(), path)
+    return path
+
+
+def run(*words: object, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    """The real command; `limit` bounds the size of each file in bytes, as a full disk would."""
+    start = [sys.executable, "-m", "leadline"]
+    if limit is not None:
+        bound = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        start = [sys.executable, "-c", f"{bound}from leadline.cli import main; main()"]
+    return subprocess.run([*start, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_command_on_a_full_disk_keeps_the_old_checkpoint(tmp_path, weights):
+    """FAULTS.md row 39."""
+    out = tmp_path / "models" / "small"
+    assert run("convert", weights, "--out", out).returncode == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    again = run("convert", weights, "--out", out, "--name", "second", limit=4096)
+    assert again.returncode == 2
+    assert "disk full" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert names(tmp_path / "models") == ["small"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write")
+def test_command_refuses_a_read_only_output_before_any_work(tmp_path):
+    """FAULTS.md row 43: the output is tried before the (here missing) source is even opened."""
+    done = run("convert", tmp_path / "missing.pth", "--out", "/proc/leadline")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write to '/proc/leadline'")
