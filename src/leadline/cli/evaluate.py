@@ -120,54 +120,58 @@ def _as_json(
 def _print(result: Evaluation, other: Evaluation | None, differences: dict[str, Interval], against: str | None) -> None:
     from rich.console import Console
 
-    console = Console(soft_wrap=False)
-    console.print(_table(result, other, differences))
+    console = Console(highlight=False, markup=False)
+    cap = result.protocol.cap
+    limits = f", cap {cap:g} m" if cap != float("inf") else ""
+    console.print(f"{result.data}, protocol {result.label}{limits}")
+    for letter, one in (("A", result), ("B", other)):
+        if one is not None:
+            console.print(f"{letter}: {one.model}, {one.count('scored')} of {len(one.rows)} pictures scored")
     if other is None and against is not None:
-        console.print(f"Truth: the output of {against}.", highlight=False)
-    for one in (result, other):
-        if one is None:
-            continue
-        for line in _remarks(one):
-            console.print(f"{one.model}: {line}", highlight=False, markup=False)
+        console.print(f"Truth: the output of {against}")
+    console.print(_table(result, other, differences))
+    for note in result.notes:  # of data set and options, so the same for both
+        console.print(note)
+    for letter, one in (("A", result), ("B", other)):
+        for line in _remarks(one) if one is not None else ():
+            console.print(f"{letter}: {line}")
 
 
 def _table(result: Evaluation, other: Evaluation | None, differences: dict[str, Interval]) -> Table:
+    from rich import box
     from rich.table import Table
 
     from leadline.evaluation.metrics import LABELS
 
-    cap = result.protocol.cap
-    limits = f", cap {cap:g} m" if cap != float("inf") else ""
-    title = f"{result.data}, protocol {result.label}{limits}, {result.count('scored')} of {len(result.rows)} pictures"
-    table = Table(title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("metric")
-    table.add_column(result.model, justify="right")
-    table.add_column("95 % interval", justify="right")
-    if other is not None:
-        table.add_column(other.model, justify="right")
-        table.add_column("difference (paired)", justify="right")
-        table.add_column("95 % interval", justify="right")
+    for title in ("A", "95 % interval", *(("B", "A - B", "95 % interval") if other is not None else ())):
+        table.add_column(title, justify="right", no_wrap=True)
     theirs = other.summary() if other is not None else {}
     for name, value in result.summary().items():
-        cells = [LABELS[name], f"{value.value:.4f}", f"{value.low:.4f} .. {value.high:.4f}"]
+        cells = [LABELS[name], _figure(value.value), f"{_figure(value.low)} .. {_figure(value.high)}"]
         if other is not None:
-            cells.append(f"{theirs[name].value:.4f}" if name in theirs else "n/a")
+            cells.append(_figure(theirs[name].value) if name in theirs else "n/a")
             gap = differences.get(name)
-            cells += [f"{gap.value:+.4f}", f"{gap.low:+.4f} .. {gap.high:+.4f}"] if gap else ["n/a", "n/a"]
+            cells += [_figure(gap.value, "+"), f"{_figure(gap.low, '+')} .. {_figure(gap.high, '+')}"] if gap else []
         table.add_row(*cells)
     if not result.scored:
         table.add_row("all", "n/a", "n/a", *(["n/a"] * 3 if other is not None else []))
     return table
 
 
+def _figure(value: float, sign: str = "-") -> str:
+    return f"{value:{sign}.{4 if abs(value) < 10 else 2}f}"
+
+
 def _remarks(one: Evaluation) -> list[str]:
-    lines = list(one.notes)
+    lines = []
     if one.count("n/a"):
-        lines.append(f"{one.count('n/a')} pictures without valid ground truth (n/a)")
+        lines.append(f"without valid ground truth (n/a): {one.count('n/a')}")
     if one.count("degenerate"):
-        lines.append(f"{one.count('degenerate')} DEGENERATE predictions (constant: they say nothing about the scene)")
+        lines.append(f"DEGENERATE predictions: {one.count('degenerate')} (constant, they say nothing about the scene)")
     if one.count("inverted"):
-        lines.append(f"{one.count('inverted')} INVERTED predictions (near and far exchanged: is the kind right?)")
+        lines.append(f"INVERTED predictions: {one.count('inverted')} (near and far exchanged: is the kind right?)")
     lines += [f"failed {row['name']}: {row['reason']}" for row in one.failed[:_MOST_NAMED]]
     if len(one.failed) > _MOST_NAMED:
         lines.append(f"and {len(one.failed) - _MOST_NAMED} more failed; --csv FILE or --json names them")
