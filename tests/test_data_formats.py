@@ -426,6 +426,13 @@ class TestFastDepth:
         depth = open_dataset(str(tiny.fastdepth(tmp_path)), "val")[0].depth.values
         assert depth[0].tolist() == [0, 0, 0, 2.5, 2.5, 2.5, 2.5, 2.5]
 
+    def test_a_damaged_table_of_contents_is_refused(self, tmp_path: Path) -> None:
+        root = tiny.fastdepth(tmp_path)
+        file = root / "val" / "official" / "00001.h5"
+        file.write_bytes(file.read_bytes().replace(b"SNOD", b"XXXX"))  # HDF5's symbol table node
+        with pytest.raises(ImageReadError, match=r"00001\.h5.*"):
+            open_dataset(str(root), "val")[0]
+
     def test_a_damaged_file_names_itself(self, tmp_path: Path) -> None:
         root = tiny.fastdepth(tmp_path)
         (root / "val" / "official" / "00001.h5").write_bytes(b"\x89HDF no more")

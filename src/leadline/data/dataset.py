@@ -171,8 +171,8 @@ def _recognised(reference: str) -> str:
     if not path.exists():
         path = Path(reference.partition("?")[0])
     if not path.exists():
-        name = reference.partition(":")[0]
-        mend = closest(name, FORMATS) if ":" in reference or "/" not in reference else "check the path"
+        hint = closest(reference.partition(":")[0], FORMATS)
+        mend = hint if ":" in reference or hint.startswith("did you mean") else "check the path"
         raise DataError("cannot open the data set", where=reference, why="no such file or folder", mend=mend)
     for known in list(FORMATS)[1:]:  # the first is made, not found
         if _format(known).detect(path):

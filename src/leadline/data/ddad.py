@@ -199,8 +199,11 @@ def _find_index(folder: Path) -> Path | None:
 
 
 def _has_scenes(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b'"scene_splits"' in file.read(2**20)
+    try:
+        with path.open("rb") as file:
+            return b'"scene_splits"' in file.read(2**20)
+    except OSError:
+        return False
 
 
 def _inside(folder: Path, name: str, source: Path) -> Path:

@@ -204,6 +204,8 @@ def read_description(path: Path) -> Description | None:
         text = path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise DataError("cannot read", where=path, why=error.strerror or str(error)) from error
     try:
         return Description.model_validate_json(text)
     except ValidationError as error:
@@ -223,7 +225,8 @@ def _read_map(path: Path, says: Description, size: tuple[int, int]) -> NDArray[n
     stored = read_depth_png(path) if path.suffix.lower() == ".png" else np.squeeze(read_array(path))
     if stored.ndim != 2:
         raise DataError("a depth map must have two dimensions", where=path, why=f"got {stored.shape}")
-    values = np.asarray(stored / says.depth_scale + says.depth_offset, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and infinity is not measured
+        values = np.asarray(stored / says.depth_scale + says.depth_offset, np.float32)
     if says.invalid_value is not None:
         values[stored == says.invalid_value] = np.nan
     values = clean(values, says.kind)
@@ -250,7 +253,7 @@ def _pictures_alone(root: Path) -> list[tuple[str, Path, Path | None]]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    return (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return (path for path in root.rglob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -260,7 +263,7 @@ def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         DataError: two files share a stem, so that a pair would be a guess.
     """
     found: dict[str, Path] = {}
-    for path in sorted(directory.rglob("*")):
+    for path in sorted(directory.rglob("[!.]*")):
         if path.suffix.lower() not in suffixes:
             continue
         stem = path.relative_to(directory).with_suffix("").as_posix()
@@ -272,7 +275,10 @@ def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _listed(path: Path) -> list[str]:
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("cannot read the list", where=path, why=str(error)) from error
     stems = [str(Path(line).with_suffix("")) if line.lower().endswith(SUFFIXES) else line for line in lines if line]
     if len(set(stems)) < len(stems):
         raise DataError("an item is listed twice", where=path, mend="name each once")

@@ -68,9 +68,10 @@ class Format(Dataset):
     """KITTI raw.
 
     Splits: `depth` (frames with improved ground truth), `lidar` (frames with a sweep), `all` (every picture, without
-    depth), or a file with lines `DATE/DRIVE FRAME SIDE`. Without one, the first of these three that is there. Option
-    `truth` says which depth a split file takes (`auto`: improved where any listed frame has it, else lidar).
-    Intrinsics count pixel centres at integers + 0.5, half a pixel more than KITTI's files.
+    depth), or a file with lines `DATE/DRIVE FRAME SIDE`. Without one, the first of these three that is there. Options:
+    `camera` 2 (left) or 3; `rule` for points that share a pixel, `correct` or `bit-faithful` (the old Eigen export);
+    `truth`, which depth a split file takes: `auto` (improved where any listed frame has it, else lidar), `improved`,
+    `lidar` or `none`. Intrinsics count pixel centres at integers + 0.5, half a pixel more than KITTI's files.
     """
 
     format = "kitti-raw"

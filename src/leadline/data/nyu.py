@@ -81,7 +81,9 @@ class Format(Dataset):
         at = self._indices[index]
         with Hdf5(self.file) as data:
             image, stored = data.read("images", at), data.read(self.key, at)
-        image = np.ascontiguousarray(image.transpose(2, 1, 0), np.uint8)
+        if image.dtype != np.uint8:
+            raise DataError("not the labelled NYU file", where=self.file, why=f"images are {image.dtype}, not uint8")
+        image = np.ascontiguousarray(image.transpose(2, 1, 0))
         camera = CAMERA if image.shape[:2] == (480, 640) else None
         values = np.ascontiguousarray(clean(stored.T.astype(np.float32), self.kind))
         depth = Depth(values, self.kind, camera, f"{self.file}[{at + 1}]")
