@@ -10,8 +10,8 @@ import numpy as np
 
 from leadline.depth import Kind
 from leadline.errors import DataError
-from leadline.png import png_bytes
 from leadline.output import atomic_folder
+from leadline.png import png_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

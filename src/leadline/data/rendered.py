@@ -67,7 +67,8 @@ def render(
         camera: a fixed camera; None draws a random field of view with square pixels.
 
     Returns:
-        A sample with H x W x 3 uint8 RGB, exact z-depth in metres (0 for the sky and beyond 200 m), intrinsics and pose.
+        A sample with H x W x 3 uint8 RGB, exact z-depth in metres (0 for the sky and beyond 200 m), its intrinsics
+        and its pose.
 
     Raises:
         DataError: an unknown scene, or a size or seed that is not positive.
@@ -146,7 +147,8 @@ def _pose(world: Scene, time: int, sway: tuple[float, float]) -> NDArray[np.floa
     pose[:3, 1] = math.cos(roll) * down - math.sin(roll) * right
     pose[:3, 2] = forward
     bob = 0.01 * (math.sin(0.9 * time + sway[1]) - math.sin(sway[1]))
-    pose[:3, 3] = np.array(world.eye) + [world.velocity[0] * time, world.velocity[1] * time, bob]
+    step_x, step_y = world.velocity
+    pose[:3, 3] = np.array(world.eye) + np.array([time * step_x, time * step_y, bob])
     return pose
 
 
@@ -238,8 +240,13 @@ def _name(scene: SceneKind, seed: int, time: int | None = None) -> str:
 
 
 LIMITS = {
-    "count": (1, SPLIT_ROOM), "height": (8, 4096), "width": (8, 4096), "seed": (0, 10**9), "fx": (0.1, 20), "fy": (0.1, 20),
-}  # fmt: skip
+    "count": (1, SPLIT_ROOM),
+    "height": (8, 4096),
+    "width": (8, 4096),
+    "seed": (0, 10**9),
+    "fx": (0.1, 20),
+    "fy": (0.1, 20),
+}
 
 
 def _options(parts: list[str]) -> dict[str, float]:

@@ -29,7 +29,8 @@ def timber(r: Random) -> Paint:
         return Paint(r.choice(list(Tile)), r.uniform(0.3, 1.5), tint(r))
     value = r.uniform(0.12, 0.95)
     if r.random() < 0.55:
-        return Paint(Tile.WOOD, r.uniform(0.5, 1.2), (value, value * r.uniform(0.75, 0.95), value * r.uniform(0.5, 0.85)))
+        brown = (value, value * r.uniform(0.75, 0.95), value * r.uniform(0.5, 0.85))
+        return Paint(Tile.WOOD, r.uniform(0.5, 1.2), brown)
     return Paint(Tile.PLAIN, 1.0, tint(r, 0.05, 1.0, 0.4))
 
 
@@ -66,7 +67,8 @@ def clutter(b: Builder, r: Random, w: float, d: float, z: float) -> None:
         x, y = r.uniform(-0.4, 0.4) * w, r.uniform(-0.4, 0.4) * d
         what = r.random()
         if what < 0.4:
-            b.box(x, y, z, r.uniform(0.05, 0.3), r.uniform(0.05, 0.25), r.uniform(0.02, 0.3), Paint(Tile.PLAIN, 0.5, tint(r)))
+            across, along, h = r.uniform(0.05, 0.3), r.uniform(0.05, 0.25), r.uniform(0.02, 0.3)
+            b.box(x, y, z, across, along, h, Paint(Tile.PLAIN, 0.5, tint(r)))
         elif what < 0.7:
             b.cylinder(x, y, z, r.uniform(0.025, 0.09), r.uniform(0.06, 0.3), Paint(Tile.PLAIN, 0.5, tint(r)))
         else:
@@ -114,7 +116,8 @@ def bed(b: Builder, r: Random, w: float, d: float, room: float) -> None:
     b.box(0, -0.15 * d, h + 0.14, w, d * 0.68, 0.06, cloth(r))
     b.box(0, d / 2 - 0.03, 0, w, 0.06, r.uniform(0.7, 1.3), frame)
     for x in (-0.22, 0.22):
-        b.box(x * w, 0.36 * d, h + 0.16, 0.38 * w, 0.35, 0.12, Paint(Tile.PLAIN, 1, tint(r, 0.7, 1, 0.3)), taper=(0.12, 0.15))
+        linen = Paint(Tile.PLAIN, 1, tint(r, 0.7, 1, 0.3))
+        b.box(x * w, 0.36 * d, h + 0.16, 0.38 * w, 0.35, 0.12, linen, taper=(0.12, 0.15))
 
 
 def shelf(b: Builder, r: Random, w: float, d: float, room: float) -> None:
@@ -131,8 +134,13 @@ def shelf(b: Builder, r: Random, w: float, d: float, room: float) -> None:
             continue
         fill = r.uniform(0.3, 0.95) * (w - 0.06)
         x = r.uniform(-0.5, 0.5) * (w - 0.06 - fill)
-        stuff = Paint(Tile.BOOKS, r.uniform(0.5, 1.0), tint(r, 0.6, 1, 0.2)) if r.random() < 0.7 else Paint(colour=tint(r))
-        b.box(x, 0.02, i * step + 0.02, fill, d * r.uniform(0.5, 0.85), step * r.uniform(0.45, 0.85), stuff)
+        deep, high = d * r.uniform(0.5, 0.85), step * r.uniform(0.45, 0.85)
+        if r.random() < 0.35:
+            b.box(x, 0.02, i * step + 0.02, fill, deep, high, Paint(colour=tint(r)))
+        else:
+            b.box(x, 0.02, i * step + 0.02, fill, deep, high * 0.6, Paint(colour=tint(r, 0.2, 0.8)))
+            spines = Paint(Tile.BOOKS, 0, tint(r, 0.6, 1, 0.2))
+            b.panel(x, 0.015 - deep / 2, i * step + 0.02, fill, high, spines)
 
 
 def cabinet(b: Builder, r: Random, w: float, d: float, room: float) -> None:
@@ -154,7 +162,8 @@ def counter(b: Builder, r: Random, w: float, d: float, room: float) -> None:
     clutter(b, r, w, d, 0.92)
     if r.random() < 0.6:
         b.box(0, d / 2 - 0.17, 1.45, w, 0.34, min(0.7, room - 1.5), paint)
-        b.panel(0, d / 2 - 0.346, 1.46, w, min(0.68, room - 1.52), Paint(Tile.CUPBOARD, r.uniform(0.8, 1.2), paint.colour))
+        doors = Paint(Tile.CUPBOARD, r.uniform(0.8, 1.2), paint.colour)
+        b.panel(0, d / 2 - 0.346, 1.46, w, min(0.68, room - 1.52), doors)
 
 
 def floor_lamp(b: Builder, r: Random, w: float, d: float, room: float) -> None:
@@ -239,8 +248,9 @@ def _window(b: Builder, r: Random, x: float, z: float, w: float, h: float) -> No
 
 
 WALL_SIDE: tuple[tuple[Maker, float, float], ...] = (
-    (sofa, 1.9, 0.85), (sofa, 0.9, 0.85), (bed, 1.5, 2.05), (shelf, 0.9, 0.32), (shelf, 1.4, 0.35), (cabinet, 1.0, 0.5),
-    (cabinet, 1.6, 0.55), (counter, 2.0, 0.6), (table, 1.3, 0.65), (table, 0.5, 0.4), (plant, 0.5, 0.5), (boxes, 0.7, 0.5),
+    (sofa, 1.9, 0.85), (sofa, 0.9, 0.85), (bed, 1.5, 2.05), (shelf, 0.9, 0.32), (shelf, 1.4, 0.35),
+    (cabinet, 1.0, 0.5), (cabinet, 1.6, 0.55), (counter, 2.0, 0.6), (table, 1.3, 0.65), (table, 0.5, 0.4),
+    (plant, 0.5, 0.5), (boxes, 0.7, 0.5),
 )  # fmt: skip
 FREE_STANDING: tuple[tuple[Maker, float, float], ...] = (
     (chair, 0.44, 0.44), (chair, 0.44, 0.44), (chair, 0.44, 0.44), (table, 1.4, 0.8), (table, 0.9, 0.6),

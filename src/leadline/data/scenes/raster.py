@@ -7,6 +7,7 @@ d of a pixel, so u/z, v/z and 1/z are affine in the pixel: three additions a pix
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,18 @@ class Hits:
     v: NDArray[np.float32]
 
 
+@lru_cache(maxsize=8)
+def pixel_grid(height: int, width: int) -> NDArray[np.float32]:
+    """(x, y, 1) of each pixel's centre, float32 (3, H*W); shared, so never to be written to."""
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    return np.stack([x.ravel(), y.ravel(), np.ones(height * width)]).astype(np.float32)
+
+
+def world_rays(view: View) -> NDArray[np.float32]:
+    """The ray of each pixel in world directions, of length 1 along the optical axis; float32 (3, H*W)."""
+    return (view.pose[:3, :3] @ view.ray_matrix).astype(np.float32) @ pixel_grid(view.height, view.width)
+
+
 def cast(surfaces: Surfaces, view: View) -> Hits:
     """Find the nearest surface along the ray through each pixel's centre (integer + 0.5)."""
     shape = (view.height, view.width)
@@ -84,6 +97,8 @@ def _draw_faces(
     index = np.flatnonzero(seen)
     if not index.size:
         return
+    middle = corner[index] + 0.5 * (along[index] + up[index])
+    index = index[np.argsort((middle**2).sum(axis=1), kind="stable")]  # near first, so that most hidden faces end early
     affine = np.linalg.inv(matrix[index]) @ view.ray_matrix
     columns = (affine[:, :, 0, None] * (np.arange(view.width) + 0.5)).astype(np.float32)
     rows = (affine[:, :, 1, None] * (np.arange(view.height) + 0.5) + affine[:, :, 2, None]).astype(np.float32)
@@ -93,6 +108,8 @@ def _draw_faces(
         column, row = columns[i, :, None, x0:x1], rows[i, :, y0:y1, None]
         w = row[2] + column[2]
         inside = w > hits.nearness[here]
+        if not inside.any():
+            continue
         u, v = row[0] + column[0], row[1] + column[1]
         if surfaces.disc[face]:
             inside &= (u - 0.5 * w) ** 2 + (v - 0.5 * w) ** 2 <= 0.25 * w * w
@@ -126,29 +143,30 @@ def _screen_boxes(
     y = k.fy * every[..., 1] / depth + k.cy
     low_x, high_x = np.where(usable, x, np.inf).min(axis=1), np.where(usable, x, -np.inf).max(axis=1)
     low_y, high_y = np.where(usable, y, np.inf).min(axis=1), np.where(usable, y, -np.inf).max(axis=1)
-    box = np.stack([np.floor(low_y - 0.5), np.ceil(high_y + 0.5), np.floor(low_x - 0.5), np.ceil(high_x + 0.5)], axis=1)
+    box = np.stack([np.ceil(low_y - 0.5), np.floor(high_y + 0.5), np.ceil(low_x - 0.5), np.floor(high_x + 0.5)], axis=1)
     limit = np.array([view.height, view.height, view.width, view.width])
     return np.clip(box, 0, limit).astype(np.int64)
 
 
 def _draw_rounds(hits: Hits, surfaces: Surfaces, view: View) -> None:
-    rotation, eye = view.pose[:3, :3], view.pose[:3, 3]
-    to_ray = rotation @ view.ray_matrix  # pixel to world ray
-    across, down = np.arange(view.width) + 0.5, np.arange(view.height) + 0.5
     boxes = _round_boxes(surfaces, view)
+    if not ((boxes[:, 0] < boxes[:, 1]) & (boxes[:, 2] < boxes[:, 3])).any():
+        return
     first = len(surfaces.corner)
+    rays = world_rays(view).reshape(3, view.height, view.width)
+    flat = rays[0] * rays[0] + rays[1] * rays[1]
+    full = flat + rays[2] * rays[2]
     for i, (y0, y1, x0, x1) in enumerate(boxes):
         if y0 >= y1 or x0 >= x1:
             continue
         here = (slice(y0, y1), slice(x0, x1))
-        column, row = across[x0:x1].astype(np.float32), down[y0:y1, None].astype(np.float32)
-        dx, dy, dz = (np.float32(a) * column + (np.float32(b) * row + np.float32(c)) for a, b, c in to_ray)
-        ox, oy, oz = (float(value) for value in surfaces.centre[i] - eye)
+        dx, dy, dz = rays[:, y0:y1, x0:x1]
+        ox, oy, oz = (float(value) for value in surfaces.centre[i] - view.pose[:3, 3])
         upright = surfaces.height[i] > 0
         reach2 = ox * ox + oy * oy - surfaces.radius[i] ** 2
-        square, middle = dx * dx + dy * dy, ox * dx + oy * dy
+        square, middle = flat[here], ox * dx + oy * dy
         if not upright:
-            square, middle, reach2 = square + dz * dz, middle + oz * dz, reach2 + oz * oz
+            square, middle, reach2 = full[here], middle + oz * dz, reach2 + oz * oz
         if reach2 <= 0:
             continue  # the eye is inside
         root = middle * middle - np.float32(reach2) * square

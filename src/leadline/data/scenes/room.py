@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     Footprint = tuple[float, float, float, float]  # x0, x1, y0, y1 in metres
 
-EYE_ROOM = 0.45  # metres kept free around the camera's path
+EYE_ROOM = (0.3, 0.8)  # metres kept free around the camera's path
+
+FLOORS = (
+    Tile.PLANKS, Tile.PLANKS, Tile.WOOD, Tile.CERAMIC, Tile.CARPET, Tile.CHECKER, Tile.MARBLE, Tile.CONCRETE,
+)  # fmt: skip
+WALLS = (
+    Tile.PLASTER, Tile.PLASTER, Tile.PLASTER, Tile.PLAIN, Tile.PLAIN, Tile.PLAIN, Tile.STRIPES, Tile.DOTS, Tile.BRICK,
+    Tile.CERAMIC, Tile.CONCRETE, Tile.WOOD,
+)  # fmt: skip
 
 
 def build_room(r: Random, frames: int = 1, moving: bool = False) -> Scene:
@@ -40,16 +48,17 @@ def build_room(r: Random, frames: int = 1, moving: bool = False) -> Scene:
         x, y = eye[0] - 1.8 * math.sin(ahead), eye[1] + 1.8 * math.cos(ahead)
         builder.at(x, y, velocity=(speed * math.cos(ahead), speed * math.sin(ahead)))
         builder.ball(0, 0, 0.18, 0.18, Paint(r.choice(list(Tile)), 0.5, tint(r)))
-    bright = r.uniform(0.5, 1.5)
+    bright = r.uniform(0.7, 2.0)
     warm = r.uniform(-0.12, 0.12)
     share = r.uniform(0.3, 0.75)  # of the light that comes from everywhere
+    lit, rest = 2.2 * bright * (1 - share), bright * share
     return Scene(
         builder=builder,
         light=Light(
             lamp,
             is_sun=False,
-            strength=(2.2 * bright * (1 - share) * (1 + warm), 2.2 * bright * (1 - share), 2.2 * bright * (1 - share) * (1 - warm)),
-            ambient=(bright * share * (1 - 0.5 * warm), bright * share, bright * share * (1 + 0.5 * warm)),
+            strength=(lit * (1 + warm), lit, lit * (1 - warm)),
+            ambient=(rest * (1 - 0.5 * warm), rest, rest * (1 + 0.5 * warm)),
             reach=r.uniform(2.0, 5.0),
         ),
         weather=Weather(),
@@ -84,17 +93,14 @@ def _walk(
             shrink = ((limit - margin if step > 0 else margin) - position) / (steps * step)
             dx, dy = dx * max(shrink, 0), dy * max(shrink, 0)
     ends_x, ends_y = (x, x + steps * dx), (y, y + steps * dy)
-    path = (min(ends_x) - EYE_ROOM, max(ends_x) + EYE_ROOM, min(ends_y) - EYE_ROOM, max(ends_y) + EYE_ROOM)
+    free = r.uniform(*EYE_ROOM)
+    path = (min(ends_x) - free, max(ends_x) + free, min(ends_y) - free, max(ends_y) + free)
     eye_height = r.choice((r.uniform(1.2, 1.75), r.uniform(0.6, 1.9)))
     return (x, y, eye_height), heading, (dx, dy), path
 
 
 def _shell(builder: Builder, r: Random, width: float, depth: float, height: float) -> None:
-    floor = Paint(
-        r.choice((Tile.PLANKS, Tile.PLANKS, Tile.WOOD, Tile.CERAMIC, Tile.CARPET, Tile.CHECKER, Tile.MARBLE, Tile.CONCRETE)),
-        r.uniform(0.8, 2.0),
-        tint(r, 0.25, 0.95),
-    )
+    floor = Paint(r.choice(FLOORS), r.uniform(0.8, 2.0), tint(r, 0.25, 0.95))
     reach = 4.0  # the floor goes on behind door openings
     builder.at(0, 0, casts=False)
     builder.plate(width / 2, depth / 2, 0, width + 2 * reach, depth + 2 * reach, floor)
@@ -102,7 +108,8 @@ def _shell(builder: Builder, r: Random, width: float, depth: float, height: floa
     builder.face((-reach, depth + reach, height), (width + 2 * reach, 0, 0), (0, -depth - 2 * reach, 0), ceiling)
     same = _wall_paint(r)
     skirting = Paint(Tile.WOOD, 1.0, tint(r, 0.3, 1.0))
-    for yaw, x, y, length in ((0, 0, depth, width), (90, 0, 0, depth), (180, width, 0, width), (270, width, depth, depth)):
+    corners = ((0, 0, depth, width), (90, 0, 0, depth), (180, width, 0, width), (270, width, depth, depth))
+    for yaw, x, y, length in corners:
         paint = same if r.random() < 0.75 else _wall_paint(r)
         builder.at(x, y, yaw, casts=False)
         _wall(builder, r, length, height, paint, skirting)
@@ -117,9 +124,7 @@ def _shell(builder: Builder, r: Random, width: float, depth: float, height: floa
 
 
 def _wall_paint(r: Random) -> Paint:
-    tile = r.choice((Tile.PLASTER, Tile.PLASTER, Tile.PLAIN, Tile.PLAIN, Tile.STRIPES, Tile.DOTS, Tile.BRICK, Tile.CERAMIC,
-                     Tile.CONCRETE, Tile.WOOD))  # fmt: skip
-    return Paint(tile, r.uniform(0.7, 2.5), tint(r, 0.35, 1.0, 0.35))
+    return Paint(r.choice(WALLS), r.uniform(0.7, 2.5), tint(r, 0.35, 1.0, 0.35))
 
 
 def _wall(builder: Builder, r: Random, length: float, height: float, paint: Paint, skirting: Paint) -> None:
@@ -142,7 +147,8 @@ def _wall(builder: Builder, r: Random, length: float, height: float, paint: Pain
     _face(builder, start, length + 0.01, 0, height, paint)
     if start == 0.0:
         builder.box(length / 2, -0.01, 0, length, 0.02, r.uniform(0.05, 0.14), skirting)
-    hang(builder, r, start + 0.1 if start < length / 2 else 0.1, length - 0.1 if start < length / 2 else start - 1.5, height)
+    bare = (start + 0.1, length - 0.1) if start < length / 2 else (0.1, start - 1.5)  # beside the opening
+    hang(builder, r, *bare, height)
 
 
 def _face(builder: Builder, x0: float, x1: float, z0: float, z1: float, paint: Paint) -> None:
@@ -151,7 +157,7 @@ def _face(builder: Builder, x0: float, x1: float, z0: float, z1: float, paint: P
 
 
 def _furnish(builder: Builder, r: Random, width: float, depth: float, height: float, taken: list[Footprint]) -> None:
-    for _ in range(r.randint(4, 11)):
+    for _ in range(r.randint(6, 26)):
         make, w, d = r.choice(WALL_SIDE)
         w, d = w * r.uniform(0.8, 1.25), d * r.uniform(0.85, 1.15)
         side = r.randrange(4)
@@ -164,7 +170,7 @@ def _furnish(builder: Builder, r: Random, width: float, depth: float, height: fl
         if _claim(taken, (x - half_x, x + half_x, y - half_y, y + half_y)):
             builder.at(x, y, 90 * side)
             make(builder, r, w, d, height)
-    for _ in range(r.randint(2, 9)):
+    for _ in range(r.randint(2, 18)):
         make, w, d = r.choice(FREE_STANDING)
         half = 0.5 * max(w, d)
         if min(width, depth) < 2 * half + 0.3:

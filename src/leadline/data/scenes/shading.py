@@ -6,12 +6,11 @@ Colours are linear until the sensor; planes are (3, H*W) so that every step is o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leadline.data.scenes.raster import View, cast
+from leadline.data.scenes.raster import View, cast, pixel_grid, world_rays
 from leadline.data.scenes.textures import LEVELS, SIZE, Tile, atlas
 from leadline.depth import Intrinsics
 
@@ -58,15 +57,14 @@ def shade(
     ids = hits.surface.reshape(-1)
     near = hits.nearness.reshape(-1)
     z = 1 / np.maximum(near, np.float32(1e-5))
-    grid = _pixels(view.height, view.width)
-    rays = (view.pose[:3, :3] @ view.ray_matrix).astype(np.float32) @ grid
+    rays = world_rays(view)
     points = rays * z + view.pose[:3, 3].astype(np.float32)[:, None]
 
     facing, cosine = _orientation(surfaces, scene.light, view)
     u, v = hits.u.reshape(-1) * z, hits.v.reshape(-1) * z
     lamp = _direct(scene.light, points, facing[ids])
     _shade_rounds(surfaces, scene.light, ids, points, u, v, lamp)
-    lamp *= _lit(scene.light, surfaces, points, view)
+    lamp *= _lit(scene.light, surfaces, points, _shadow_bias(scene.light, facing)[ids], view)
 
     colour = _texture(surfaces, ids, u, v, z, cosine, view)
     light = np.array(scene.light.strength, np.float32)[:, None] * lamp
@@ -77,19 +75,13 @@ def shade(
     return _expose(colour, view, sensor, rng)
 
 
-@lru_cache(maxsize=8)
-def _pixels(height: int, width: int) -> Plane:
-    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    return np.stack([x.ravel(), y.ravel(), np.ones(height * width)]).astype(np.float32)
-
-
 def _per_surface(values: NDArray[np.float32] | NDArray[np.float64], sky: float = 0.0) -> Plane:
     """Values by surface id: index 0 is the sky."""
     return np.concatenate([np.full((*values.shape[:-1], 1), sky), values], axis=-1).astype(np.float32)
 
 
 def _orientation(surfaces: Surfaces, light: Light, view: View) -> tuple[Plane, Plane]:
-    """By surface id: normal . light (sun: cosine; lamp: metres from the plane), and metres of the eye from the plane."""
+    """By surface id: normal . light (sun: cosine; lamp: metres from the plane), and the eye's metres from the plane."""
     normal = np.cross(surfaces.along, surfaces.up)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
     position = np.array(light.position)
@@ -166,7 +158,19 @@ def _texture(
     return colour
 
 
-def _lit(light: Light, surfaces: Surfaces, points: Plane, view: View) -> Plane:
+def _shadow_bias(light: Light, facing: Plane) -> Plane:
+    """By surface id: how much nearer to the light, as a factor, something must be to shade the surface.
+
+    One texel of the shadow map spans more distance on a face that the light grazes.
+    """
+    if not light.is_sun:
+        return np.full_like(facing, 1.03)
+    cosine = np.clip(facing, 0.1, 1)
+    texel = 2 * SUN_RADIUS / SHADOW_SIZE
+    return 1 + np.float32(texel / SUN_AWAY) * (np.float32(0.5) + np.sqrt(1 - cosine * cosine) / cosine)
+
+
+def _lit(light: Light, surfaces: Surfaces, points: Plane, bias: Plane, view: View) -> Plane:
     """1 in light, 0 in shadow: a depth map seen from the light, looked up at each point."""
     lamp_view = _light_view(light, view)
     thrown = replace(surfaces, **_only(surfaces, surfaces.casts))
@@ -178,13 +182,12 @@ def _lit(light: Light, surfaces: Surfaces, points: Plane, view: View) -> Plane:
     inverse = np.float32(k.fx) / np.maximum(z, np.float32(0.01))
     column = (x * inverse + np.float32(k.cx)).clip(0, SHADOW_SIZE - 1).astype(np.int32)
     row = (y * inverse + np.float32(k.cy)).clip(0, SHADOW_SIZE - 1).astype(np.int32)
-    bias = 1 + (0.4 / SUN_AWAY if light.is_sun else 0.03)
     # the rim of the map stays lit, so that points outside it (clipped to the rim) do too
     nearest[[0, -1]] = nearest[:, [0, -1]] = 0
     soft = np.zeros(len(z), np.float32)
     flat, index = nearest.reshape(-1), row * SHADOW_SIZE + column
     for step in (0, 1, SHADOW_SIZE, SHADOW_SIZE + 1):
-        soft += np.take(flat, index + step, mode="clip") * z < np.float32(bias)
+        soft += np.take(flat, index + step, mode="clip") * z < bias
     soft *= np.float32(0.25)
     return soft
 
@@ -259,9 +262,11 @@ def _air(scene: Scene, colour: Plane, rays: Plane, z: Plane, ids: NDArray[np.uin
 
 def _expose(colour: Plane, view: View, sensor: Sensor, rng: np.random.Generator) -> NDArray[np.uint8]:
     gain = sensor.exposure * np.array(sensor.balance, np.float32)[:, None]
-    grid = _pixels(view.height, view.width)
-    radius2 = ((grid[0] / view.width - 0.5) ** 2 + (grid[1] / view.height - 0.5) ** 2) * 2
-    colour *= gain * (1 - np.float32(sensor.vignette) * radius2)
+    grid = pixel_grid(view.height, view.width)
+    x, y = grid[0] / view.width - np.float32(0.5), grid[1] / view.height - np.float32(0.5)
+    falloff = 1 - np.float32(2 * sensor.vignette) * (x * x + y * y)
+    colour *= gain
+    colour *= falloff
     picture = np.sqrt(np.clip(colour, 0, 1, out=colour)).reshape(3, view.height, view.width)
     if sensor.blur > 0:
         side = np.float32(sensor.blur)

@@ -99,10 +99,11 @@ def _stretches(place: Place) -> list[tuple[float, float]]:
 
 
 def _ground(b: Builder, r: Random, place: Place) -> None:
-    grey = r.uniform(0.25, 0.7)
+    grey = r.uniform(0.4, 1.2)
     b.at(0, 0, casts=False)
     asphalt = Tile.SLABS if r.random() < 0.08 else Tile.ASPHALT
-    b.plate(0, 90, 0, 2 * FAR, 2 * FAR, Paint(asphalt, r.uniform(2, 6), (grey, grey * r.uniform(0.92, 1.0), grey * r.uniform(0.85, 1.05))))
+    tone = (grey, grey * r.uniform(0.92, 1.0), grey * r.uniform(0.85, 1.05))
+    b.plate(0, 90, 0, 2 * FAR, 2 * FAR, Paint(asphalt, r.uniform(2, 6), tone))
     verge_green = (r.uniform(0.5, 1.1), r.uniform(0.7, 1.1), r.uniform(0.4, 0.8))
     slab = Paint(r.choice((Tile.SLABS, Tile.CONCRETE, Tile.BRICK)), r.uniform(1, 3), tint(r, 0.4, 0.9, 0.2))
     verge = slab if place.setback[1] < 1 else Paint(Tile.GRASS, r.uniform(1.5, 4), verge_green)
@@ -171,8 +172,9 @@ def _building(b: Builder, r: Random, place: Place, w: float, y: float) -> None:
     if storeys <= 4 and r.random() < 0.75:
         rise = r.uniform(1.5, 4)
         across = r.random() < 0.4
-        eaves = r.uniform(0, 0.5)
-        b.box(0, d / 2, h, w + 2 * eaves, d + 2 * eaves, rise, roof, taper=(0.5, 0.0) if across else (r.choice((0.0, 0.2)), 0.5))
+        eaves = 2 * r.uniform(0, 0.5)
+        taper = (0.5, 0.0) if across else (r.choice((0.0, 0.2)), 0.5)
+        b.box(0, d / 2, h, w + eaves, d + eaves, rise, roof, taper=taper)
         if r.random() < 0.5:
             b.box(r.uniform(-0.3, 0.3) * w, d * 0.6, h, 0.7, 0.7, rise + 0.9, Paint(Tile.BRICK, 1, (0.6, 0.35, 0.3)))
     else:
@@ -180,7 +182,10 @@ def _building(b: Builder, r: Random, place: Place, w: float, y: float) -> None:
     if y > 70:
         return
     if place.setback[1] < 1 and r.random() < 0.6:
-        b.panel(0, -0.03, 0.1, w * 0.98, storey * 0.95, Paint(Tile.SHOP, w / max(1, round(w / 6)), tint(r, 0.5, 1, 0.8)))
+        shops = max(1, round(w / 6))
+        for i in range(shops):
+            front = Paint(Tile.SHOP, 0, tint(r, 0.6, 1.2, 0.8))
+            b.panel(w * ((i + 0.5) / shops - 0.5), -0.03, 0.1, 0.97 * w / shops, storey * 0.95, front)
         if r.random() < 0.4:
             b.box(0, -0.6, storey * 0.8, w * 0.6, 1.2, 0.12, Paint(Tile.STRIPES, 1, tint(r, 0.4, 1, 1)))
     else:
@@ -194,8 +199,8 @@ def _tree(b: Builder, r: Random, x: float, y: float, size: float = 1.0) -> None:
     h, crown = size * r.uniform(1.5, 3.5), size * r.uniform(0.9, 2.0)
     green = (r.uniform(0.4, 1.1), r.uniform(0.6, 1.1), r.uniform(0.3, 0.8))
     b.pole(x, y, 0, size * r.uniform(0.1, 0.25), h + crown, Paint(Tile.BARK, 1, (0.4, 0.3, 0.22)))
-    if r.random() < 0.2:  # conifer
-        b.box(x, y, 0.6, 2.4 * crown, 2.4 * crown, h + 2.5 * crown, Paint(Tile.FOLIAGE, 2, green), taper=(0.49, 0.49))
+    if r.random() < 0.15:  # conifer
+        b.box(x, y, 0.6, 1.7 * crown, 1.7 * crown, h + 2 * crown, Paint(Tile.FOLIAGE, 2, green), taper=(0.49, 0.49))
         return
     for _ in range(r.randint(3, 6)):
         radius = crown * r.uniform(0.5, 0.85)
@@ -251,7 +256,8 @@ def _post(b: Builder, r: Random) -> None:
         b.box(0, 0, 2.4, 0.3, 0.25, 0.85, Paint(colour=(0.04, 0.05, 0.04)))
     else:
         b.pole(0, 0, 0, 0.035, 2.7, metal)
-        size, paint = r.uniform(0.5, 0.9), Paint(r.choice((Tile.PLAIN, Tile.PICTURE_A, Tile.PICTURE_C)), 0, tint(r, 0.5, 1, 1))
+        size = r.uniform(0.5, 0.9)
+        paint = Paint(r.choice((Tile.PLAIN, Tile.PLAIN, Tile.PICTURE_A)), 0, tint(r, 0.5, 1, 1.2))
         x, y, z = b.origin
         b.at(x, y, r.choice((0, 0, 180)), z=z)
         b.panel(0, -0.05, 2.7 - size, size, size, paint, disc=r.random() < 0.5)
@@ -262,6 +268,8 @@ def vehicle(b: Builder, r: Random) -> None:
     colour = tint(r, 0.03, 0.9, r.choice((0.1, 1.2)))
     body, dark = Paint(Tile.PLAIN, 2, colour), Paint(Tile.PLAIN, 1, (0.03, 0.035, 0.045))
     what = r.random()
+    span = (2.0, 4.5) if what < 0.75 else (2.2, 6.0) if what < 0.9 else (2.5, 9.0)
+    b.plate(0, 0, 0.007, *span, Paint(Tile.ASPHALT, 3, (0.06, 0.06, 0.06)), disc=what < 0.75)  # no sky under the car
     if what < 0.75:
         w, length, low, high = r.uniform(1.65, 1.9), r.uniform(3.6, 4.8), r.uniform(0.75, 1.0), r.uniform(0.5, 0.75)
         b.box(0, 0, 0.25, w, length, low - 0.25, body)
@@ -317,17 +325,19 @@ def _horizon(b: Builder, r: Random) -> None:
         b.at(0, 0, casts=False)
         for _ in range(r.randint(2, 7)):
             x, y, size = r.uniform(-160, 160), r.uniform(150, 195), r.uniform(8, 40)
-            b.box(x, y, 0, 6 * size, 10, size * 0.6, Paint(Tile.FOLIAGE, 20, (0.5, 0.6, 0.4)), taper=(r.uniform(0.1, 0.45), 0.3))
+            hill = Paint(Tile.FOLIAGE, 20, (0.5, 0.6, 0.4))
+            b.box(x, y, 0, 6 * size, 10, size * 0.6, hill, taper=(r.uniform(0.1, 0.45), 0.3))
 
 
 def _sky(r: Random) -> tuple[Light, Weather]:
     height, turn = math.radians(r.uniform(18, 70)), r.uniform(0, 2 * math.pi)
     to_sun = (math.cos(height) * math.cos(turn), math.cos(height) * math.sin(turn), math.sin(height))
-    bright, warm = r.uniform(0.7, 1.35), r.uniform(0.0, 0.25)
-    overcast = r.random() < 0.35
+    bright, warm = r.uniform(0.9, 1.9), r.uniform(0.0, 0.25)
+    overcast = r.random() < 0.3
     sun = bright * (0.12 if overcast else r.uniform(0.6, 1.0))
     sky = bright * (r.uniform(0.55, 0.85) if overcast else r.uniform(0.2, 0.45))
-    light = Light(to_sun, is_sun=True, strength=(sun * (1 + warm), sun, sun * (1 - warm)), ambient=(0.95 * sky, sky, 1.05 * sky))
+    direct, diffuse = (sun * (1 + warm), sun, sun * (1 - warm)), (0.95 * sky, sky, 1.05 * sky)
+    light = Light(to_sun, is_sun=True, strength=direct, ambient=diffuse)
     grey = r.uniform(0.5, 1.0)
     horizon = (grey * r.uniform(0.85, 1.0), grey * r.uniform(0.9, 1.0), grey)
     zenith = horizon if overcast else (r.uniform(0.1, 0.3), r.uniform(0.25, 0.5), r.uniform(0.6, 0.9))

@@ -91,7 +91,9 @@ def _flat(r: float, g: float, b: float) -> Plane:
     return np.array([r, g, b], np.float32)[:, None, None] * np.ones((1, SIZE, SIZE), np.float32)
 
 
-def _courses(rng: np.random.Generator, rows: int, columns: int, joint: float, shift: float = 0.5) -> tuple[Plane, Plane]:
+def _courses(
+    rng: np.random.Generator, rows: int, columns: int, joint: float, shift: float = 0.5
+) -> tuple[Plane, Plane]:
     """Brick-like courses: a brightness per brick (0..1) and the mask of the joints (1 in a joint)."""
     y, x = _grid()
     row = np.floor(y * rows)
@@ -231,7 +233,8 @@ def _panel_tile(rng: np.random.Generator, kind: Tile) -> Plane:
         board = _grey(0.8 + 0.12 * (_fractal(rng, 1.1, (3.0, 0.5)) - 0.5))
         return _mix(board * (1 - 0.75 * gap), _flat(0.35, 0.35, 0.38), knob)
     if kind == Tile.SHOP:
-        glass = np.stack([0.15 + 0.4 * _fractal(rng, 1.3), 0.2 + 0.4 * _fractal(rng, 1.4), 0.25 + 0.4 * _fractal(rng, 1.5)])
+        goods = _fractal(rng, 1.3)
+        glass = np.stack([0.1 + 0.45 * goods, 0.14 + 0.4 * goods, 0.2 + 0.35 * _fractal(rng, 1.3)])
         sign = (y > 0.05) & (y < 0.22)
         bars = (np.abs((x * 3) % 1 - 0.5) > 0.46) | (y > 0.9) | (y < 0.05)
         letters = sign & (np.sin(2 * np.pi * 14 * x) > 0.2) & (np.abs(y - 0.135) < 0.045) & (np.abs(x - 0.5) < 0.35)
