@@ -403,3 +403,104 @@ def test_command_user_errors_are_one_line_and_exit_2(folder, arguments, message)
     assert out.exit_code == 2
     assert re.search(message, out.stderr)
     assert len(out.stderr.strip().splitlines()) == 1
+
+
+def save_onnx(path, make):
+    """A metric model of the contract's size whose output `make` builds from `gray`, N x 1 x H x W."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes, constants = make()
+    nodes = [helper.make_node("ReduceMean", ["input", "axes"], ["gray"], keepdims=1), *nodes]
+    constants = [helper.make_tensor("axes", TensorProto.INT64, [1], [1]), *constants]
+    shapes = (("input", [1, 3, *SIZE]), ("depth", [1, 1, *SIZE]))
+    first, last = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes)
+    graph = helper.make_graph(nodes, "model", [first], [last], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    Answers(None).contract.save(path.with_suffix(".contract.json"))
+    return path
+
+
+def constant():
+    from onnx import TensorProto, helper
+
+    zero, two = (helper.make_tensor(name, TensorProto.FLOAT, [], [v]) for name, v in (("zero", 0.0), ("two", 2.0)))
+    nodes = [helper.make_node("Mul", ["gray", "zero"], ["none"]), helper.make_node("Add", ["none", "two"], ["depth"])]
+    return nodes, [zero, two]
+
+
+def not_a_number():
+    from onnx import TensorProto, helper
+
+    return [helper.make_node("Div", ["gray", "zero"], ["far"]), helper.make_node("Sub", ["far", "far"], ["depth"])], [
+        helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
+    ]
+
+
+def test_command_flags_a_constant_model(folder, tmp_path):
+    """FAULTS.md row 17."""
+    model = save_onnx(tmp_path / "flat.onnx", constant)
+    out = run(model, "--data", folder, "--protocol", "zero-shot-disparity")
+    assert out.exit_code == 0, out.output
+    assert "DEGENERATE predictions: 3" in out.stdout
+    assert "nan" not in out.stdout.lower()
+
+
+def test_command_stops_at_nan_and_names_the_engine(folder, tmp_path):
+    """FAULTS.md row 18."""
+    out = run(save_onnx(tmp_path / "broken.onnx", not_a_number), "--data", folder, "--protocol", "nyu-eigen")
+    assert out.exit_code == 1
+    assert "NaN or infinity in the output of 'onnxruntime" in out.stderr
+    assert "picture" in out.stderr
+    assert len(out.stderr.strip().splitlines()) == 1
+
+
+def test_command_says_n_a_where_no_depth_is_valid(folder):
+    """FAULTS.md row 14."""
+    from PIL import Image
+
+    for path in (folder / "depth").iterdir():
+        Image.fromarray(np.zeros(SIZE, np.uint16)).save(path)
+    out = run(MODEL, "--data", folder, "--protocol", "nyu-eigen")
+    assert out.exit_code == 0, out.output
+    assert "0 of 3 pictures scored" in out.stdout
+    assert "without valid ground truth (n/a): 3" in out.stdout
+    assert "nan" not in out.stdout.lower()
+
+
+def test_command_masks_nan_and_infinity_in_the_ground_truth(folder, tmp_path):
+    """FAULTS.md row 13."""
+    for path in (folder / "depth").iterdir():
+        values = true_depth(int(path.stem))
+        values[:4, :4], values[4:8, :4], values[8:12, :4] = np.nan, np.inf, -np.inf
+        np.save(path.with_suffix(".npy"), values)
+        path.unlink()
+    text = '{"kind": "metric_depth", "unit": "m", "depth_scale": 1, "invalid_value": null}'
+    (folder / "dataset.json").write_text(text)
+    out = run(MODEL, "--data", folder, "--protocol", "kitti-benchmark", "--csv", tmp_path / "rows.csv")
+    assert out.exit_code == 0, out.output
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        pixels = [int(row["pixels"]) for row in csv.DictReader(file)]
+    assert pixels == [SIZE[0] * SIZE[1] - 3 * 16] * 3
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_official_fastdepth_scores_what_was_published(shared_data, shared_weights):
+    """RMSE .604 and δ1 .771 are published for all 654 test pictures; our 109 of them must not contradict that."""
+    from safetensors.torch import load_file
+
+    from leadline.models.fastdepth_weights import from_folded_tensors
+    from leadline.models.registry import architecture, variants
+    from leadline.predictor import Predictor
+    from leadline.runtimes.base import SessionOptions
+    from leadline.runtimes.torch_eager import open_model
+
+    name, config = variants()["fastdepth-pruned"]
+    model = architecture(name).build(config).eval()
+    from_folded_tensors(model, load_file(shared_weights / "fastdepth_pruned_fp32_bnfolded.safetensors"))
+    with Predictor(open_model(model, architecture(name).contract(config), SessionOptions())) as predictor:
+        found = evaluate(predictor, str(shared_data / "nyu"), "fastdepth-224", split="test").summary()
+    assert found["rmse"].n == 109
+    assert found["rmse"].low < 0.604 < found["rmse"].high
+    assert found["delta1"].low < 0.771 < found["delta1"].high
