@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_OPCODES = 2_000_000  # the largest published depth networks need about 30,000
+MAX_OPCODES = 500_000  # the largest published depth networks need about 30,000
 MAX_LINE = 1 << 20  # bytes of a text argument
-MAX_COPIED = 2_000_000  # entries of lists that are copied into other containers
+MAX_COPIED = 500_000  # entries of lists that are copied into other containers
 
 # Classes that may stand in a file of weights; an instance becomes a Record of name, arguments and state.
 _INERT_PREFIXES = ("torch.nn.", "torchvision.models.", "models.", "imagenet.", "metrics.")

@@ -1,0 +1,115 @@
+"""`leadline models`: what is packaged, what can be built, and one model in detail."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from leadline import reference
+from leadline.checkpoint import save_checkpoint
+from leadline.cli import app
+from leadline.cli.models import figures
+from leadline.models.fastdepth import Config, build, contract
+
+SMALL = Config(encoder_widths=(8,) * 14, decoder_widths=(8,) * 5, depthwise=True, skip="add")
+CARD = """# Small
+
+| protocol | d1 | AbsRel |
+|---|---|---|
+| nyu-eigen | 0.731 | 0.175 |
+| fastdepth-224 | 0.742 | 0.170 |
+
+| other | table |
+|---|---|
+| 1 | 2 |
+"""
+
+
+def command(*words):
+    done = CliRunner().invoke(app, ["models", *map(str, words)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    facts = contract(SMALL).model_copy(update={"name": "house", "licence": "Apache-2.0"})
+    folder = tmp_path / "house"
+    save_checkpoint(
+        folder,
+        build(SMALL),
+        architecture="fastdepth",
+        config=SMALL,
+        contract=facts,
+        card=CARD,
+        half=True,
+        lineage=[{"step": "train", "epochs": 3}],
+    )
+    monkeypatch.setattr(reference, "zoo", lambda: {"house": folder})
+    return folder
+
+
+def test_figures_are_the_rows_of_the_cards_table():
+    assert figures(CARD) == [
+        {"protocol": "nyu-eigen", "d1": "0.731", "AbsRel": "0.175"},
+        {"protocol": "fastdepth-224", "d1": "0.742", "AbsRel": "0.170"},
+    ]
+    assert figures("# nothing\n") == []
+
+
+def test_list_as_json(packaged):
+    listed = json.loads(command("--json"))
+    (model,) = listed["models"]
+    assert (model["name"], model["licence"], model["kind"], model["unit"]) == (
+        "house",
+        "Apache-2.0",
+        "metric_depth",
+        "m",
+    )
+    assert model["parameters"] == sum(value.numel() for value in build(SMALL).parameters())
+    assert model["bytes"] == (packaged / "weights.safetensors").stat().st_size
+    assert model["figures"][0]["d1"] == "0.731"
+    names = {row["name"]: row for row in listed["variants"]}
+    assert names["fastdepth-pruned"]["kind"] == "metric_depth"
+    assert names["depth-anything-v2-small"]["kind"] == "relative_disparity"
+
+
+def test_list_as_text_never_cuts_a_name(packaged):
+    for columns in ("80", "200"):
+        done = CliRunner().invoke(app, ["models"], env={"COLUMNS": columns})
+        assert done.exit_code == 0
+        assert "depth-anything-v2-metric-outdoor-large" in done.stdout
+        assert "house" in done.stdout
+
+
+def test_one_packaged_model(packaged):
+    shown = command("house")
+    assert "Apache-2.0" in shown
+    assert "| nyu-eigen | 0.731 | 0.175 |" in shown
+    details = json.loads(command("house", "--json"))
+    assert details["lineage"] == [{"step": "train", "epochs": 3}]
+    assert details["contract"]["name"] == "house"
+
+
+def test_one_variant():
+    details = json.loads(command("fastdepth-pruned", "--json"))
+    assert details["parameters"] == 1_360_786  # SPEC.md 1.2
+    assert details["config"]["encoder_widths"][0] == 16
+    assert "without weights" in details["what"]
+
+
+def test_unknown_name_is_corrected(packaged):
+    done = CliRunner().invoke(app, ["models", "hose"])
+    assert done.exit_code == 2
+    assert "Did you mean 'house'" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["models", "convert"])
+def test_help_ends_in_commands(verb):
+    done = CliRunner().invoke(app, [verb, "--help"])
+    assert done.exit_code == 0
+    assert f"leadline {verb}" in done.stdout.split("Examples:")[1]
