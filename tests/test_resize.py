@@ -34,9 +34,9 @@ def test_plain_rule_is_torchs(h: int, w: int, th: int, tw: int, mode: str, align
 
 
 @settings(deadline=None, max_examples=60)
-@given(sides, sides, sides, sides, st.sampled_from(["bilinear", "bicubic"]))
+@given(sides, st.integers(2, 17), sides, st.integers(2, 17), st.sampled_from(["bilinear", "bicubic"]))
 def test_antialiased_rule_is_torchs_antialias(h: int, w: int, th: int, tw: int, mode: str) -> None:
-    values = noise(h, w)
+    values = noise(h, w)  # at least 2 wide: torch 2.13 is wrong for antialias at width 1 (0.2, 0.9 -> 0.2, 0.2, 0.2)
     expected = by_torch(values, (th, tw), mode, align_corners=False, antialias=True)
     np.testing.assert_allclose(resize(values, (th, tw), mode), expected, atol=2e-5)
 
