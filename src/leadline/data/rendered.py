@@ -54,9 +54,7 @@ class Camera:
         return Intrinsics(self.fx_over_width * width, self.fy_over_height * height, width / 2, height / 2)
 
 
-def render(
-    seed: int, *, height: int, width: int, scene: SceneKind = "room", camera: Camera | None = None
-) -> Sample:
+def render(seed: int, *, height: int, width: int, scene: SceneKind = "room", camera: Camera | None = None) -> Sample:
     """Draw one random scene.
 
     Args:
@@ -105,10 +103,9 @@ def render_sequence(
     """
     _check(seed, frames, height, width, scene)
     r = Random(f"leadline {scene} {seed}")
+    sensor, sway = _sensor(r), (r.uniform(0, 6.28), r.uniform(0, 6.28))
     world = (build_room if scene == "room" else build_street)(r, frames, moving)
-    sensor = _sensor(r)
     intrinsics = camera.intrinsics(height, width) if camera else Intrinsics.from_fov(world.fov_deg, height, width)
-    sway = (r.uniform(0, 6.28), r.uniform(0, 6.28))
     samples = []
     for time in range(frames):
         view = View(intrinsics, _pose(world, time, sway), height, width)

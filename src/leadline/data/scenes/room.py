@@ -42,16 +42,14 @@ def build_room(r: Random, frames: int = 1, moving: bool = False) -> Scene:
     _furnish(builder, r, width, depth, height, taken)
     lamp = (width * r.uniform(0.25, 0.75), depth * r.uniform(0.25, 0.75), height - r.uniform(0.12, 0.5))
     _lamp(builder, r, lamp, height)
-    if moving:
-        speed = r.uniform(0.03, 0.09)
-        ahead = math.radians(heading)
-        x, y = eye[0] - 1.8 * math.sin(ahead), eye[1] + 1.8 * math.cos(ahead)
-        builder.at(x, y, velocity=(speed * math.cos(ahead), speed * math.sin(ahead)))
-        builder.ball(0, 0, 0.18, 0.18, Paint(r.choice(list(Tile)), 0.5, tint(r)))
     bright = r.uniform(0.7, 2.0)
     warm = r.uniform(-0.12, 0.12)
     share = r.uniform(0.3, 0.75)  # of the light that comes from everywhere
     lit, rest = 2.2 * bright * (1 - share), bright * share
+    roll, pitch, turn, fov = r.gauss(0, 2.5), r.gauss(-8, 7), r.uniform(-0.8, 0.8), r.uniform(50, 82)
+    reach = r.uniform(2.0, 5.0)
+    if moving:  # drawn last, so that the room is the same with and without it
+        _ball(builder, r, eye, heading, (width, depth))
     return Scene(
         builder=builder,
         light=Light(
@@ -59,17 +57,17 @@ def build_room(r: Random, frames: int = 1, moving: bool = False) -> Scene:
             is_sun=False,
             strength=(lit * (1 + warm), lit, lit * (1 - warm)),
             ambient=(rest * (1 - 0.5 * warm), rest, rest * (1 + 0.5 * warm)),
-            reach=r.uniform(2.0, 5.0),
+            reach=reach,
         ),
         weather=Weather(),
         extent=(0, width, 0, depth, height),
         eye=eye,
         heading=heading,
-        pitch=r.gauss(-8, 7),
-        roll=r.gauss(0, 2.5),
+        pitch=pitch,
+        roll=roll,
         velocity=velocity,
-        turn=r.uniform(-0.8, 0.8),
-        fov_deg=r.uniform(50, 82),
+        turn=turn,
+        fov_deg=fov,
     )
 
 
@@ -97,6 +95,18 @@ def _walk(
     path = (min(ends_x) - free, max(ends_x) + free, min(ends_y) - free, max(ends_y) + free)
     eye_height = r.choice((r.uniform(1.2, 1.75), r.uniform(0.6, 1.9)))
     return (x, y, eye_height), heading, (dx, dy), path
+
+
+def _ball(
+    builder: Builder, r: Random, eye: tuple[float, float, float], heading: float, room: tuple[float, float]
+) -> None:
+    """A ball that rolls across in front of the camera."""
+    speed, size, ahead = r.uniform(0.03, 0.09), r.uniform(0.15, 0.3), math.radians(heading)
+    far = r.uniform(1.6, 2.4)
+    x = min(max(eye[0] - far * math.sin(ahead), size), room[0] - size)
+    y = min(max(eye[1] + far * math.cos(ahead), size), room[1] - size)
+    builder.at(x, y, velocity=(speed * math.cos(ahead), speed * math.sin(ahead)))
+    builder.ball(0, 0, size, size, Paint(r.choice(list(Tile)), 0.5, tint(r)))
 
 
 def _shell(builder: Builder, r: Random, width: float, depth: float, height: float) -> None:

@@ -307,10 +307,10 @@ def _traffic(b: Builder, r: Random, place: Place, eye: tuple[float, float, float
         own = abs(x - eye[0]) < 2.2
         y = eye[1] + drive + r.uniform(5, 30) if own else r.uniform(-3, 25)
         while y < 110 and r.random() < 0.8:
-            speed = (r.uniform(0.2, 1.0) if ahead else -r.uniform(0.2, 1.0)) if moving else 0.0
-            if own and speed < 0:
+            speed = r.uniform(0.2, 1.0) if ahead else -r.uniform(0.2, 1.0)
+            if own and not ahead:
                 y += 40
-            b.at(x + r.gauss(0, 0.15), y, (0 if ahead else 180) + r.gauss(0, 1), velocity=(0, speed))
+            b.at(x + r.gauss(0, 0.15), y, (0 if ahead else 180) + r.gauss(0, 1), velocity=(0, speed if moving else 0.0))
             vehicle(b, r)
             y += r.uniform(9, 45)
 
