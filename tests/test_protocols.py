@@ -86,6 +86,16 @@ def test_cap_of_zero_shot_comes_from_the_data():
     assert math.isinf(get_protocol("fastdepth-224").for_data(5.0).cap)
 
 
+def test_plain_aligns_by_kind_and_crops_nothing():
+    protocol = get_protocol("plain")
+    assert protocol.crop is None
+    labels = {kind: protocol.label_for(kind) for kind in Kind}
+    assert labels[Kind.METRIC_DEPTH] == "plain/none"
+    assert labels[Kind.SCALED_DISPARITY] == "plain/median"
+    assert labels[Kind.RELATIVE_DEPTH] == "plain/lsq-depth"
+    assert labels[Kind.RELATIVE_DISPARITY] == "plain/lsq-disparity"
+
+
 def test_labels():
     assert get_protocol("nyu-eigen").label == "nyu-eigen"
     assert get_protocol("nyu-eigen-median").label == "nyu-eigen/median"
@@ -121,6 +131,7 @@ ACCEPTED = {
     "kitti-benchmark": {Kind.METRIC_DEPTH, Kind.SCALED_DISPARITY},
     "ddad": {Kind.METRIC_DEPTH, Kind.SCALED_DISPARITY},
     "zero-shot-disparity": {Kind.METRIC_DEPTH, Kind.SCALED_DISPARITY, Kind.RELATIVE_DISPARITY},
+    "plain": set(Kind),
     "fidelity": set(Kind),
 }
 
@@ -195,6 +206,7 @@ FLOORS = [
 
 
 @pytest.mark.data
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "name", "abs_rel", "delta1"), FLOORS)
 def test_floors(nyu, what, name, abs_rel, delta1):
     """Two predictions that look at no picture score what was published for them (PEERS.md).
@@ -214,11 +226,12 @@ def test_floors(nyu, what, name, abs_rel, delta1):
 
 
 @pytest.mark.data
-def test_floor_by_plain_numpy(nyu):
+def test_floor_by_plain_numpy(shared_data):
     """The pinned crop, cap and alignments, written out without the code under test."""
-    mean, truths = nyu
+    mean = np.mean([read_nyu(path) for path in sorted((shared_data / "nyu/train/depth").glob("*.png"))[::40]], axis=0)
     box = np.s_[45:471, 41:601]
-    for truth in truths[::10]:
+    for path in sorted((shared_data / "nyu/test/depth").glob("*.png"))[::20]:
+        truth = read_nyu(path)
         gt, pred = truth[box].astype(np.float64), mean[box].astype(np.float64)
         keep = (gt > 1e-3) & (gt < 10)
         gt, pred = gt[keep], pred[keep]

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 HELP = """Measure the accuracy of a model, checkpoint or exported bundle on a data set.
 
-Protocols: nyu-eigen, kitti-eigen, kitti-benchmark, ddad, fastdepth-224, zero-shot-disparity, and fidelity (agreement
-with the model of --against, for pictures without ground truth). An alignment behind a slash changes one:
+Protocols: nyu-eigen, kitti-eigen, kitti-benchmark, ddad, fastdepth-224, zero-shot-disparity, plain (no crop, the
+data set's cap, the least alignment that the model's kind needs), and fidelity (agreement with the model of --against,
+for pictures without ground truth). An alignment behind a slash changes one:
 nyu-eigen/median, also lsq-depth, lsq-disparity, none. A model whose output the protocol cannot compare with the
 ground truth is refused. Intervals are 95 % bootstrap intervals over the pictures. A picture that cannot be read is
 reported and the rest go on; the exit status is then 1."""

@@ -179,6 +179,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             Protocol("ddad", _all(Alignment.MEDIAN), min_depth=0.0, max_depth=200.0),
             Protocol("fastdepth-224", _all(Alignment.NONE), capped=False, preparation="fastdepth-224"),
             Protocol("zero-shot-disparity", _all(Alignment.LSQ_DISPARITY)),
+            Protocol("plain", _SAME_KIND),
             Protocol("fidelity", _SAME_KIND, capped=False, truth="model"),
         )
     }
