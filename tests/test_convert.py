@@ -95,7 +95,7 @@ def published(tmp_path_factory):
         "from torch import nn\nclass MobileNetSkipAdd(nn.Module):\n    output_size = 224\n"
     )
     (folder / "metrics.py").write_text(
-        "import numpy\nclass Result:\n    def __init__(self):\n        self.mse, self.times = numpy.float64(0.5), {1, 2}\n"
+        "import numpy\nclass Result:\n    def __init__(self):\n        self.mse, self.gpus = numpy.float64(1), {1, 2}\n"
     )
     (folder / "make.py").write_text(WHOLE_MODULE)
     done = subprocess.run(
