@@ -1,0 +1,186 @@
+"""`leadline optimize`: compare runtimes, precisions and sizes on one data set, and recommend one."""
+
+# ruff: noqa: UP045  typer reads the annotations at run time, and needs Optional
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from leadline.cli.options import Json, Reference, Threads, parse_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from leadline.studies.measurement import Measurement
+    from leadline.studies.recommend import Recommendation
+    from leadline.studies.study import Cell, Outcome
+
+EXAMPLES = (
+    "leadline optimize leadline-s-indoor --data rendered:room --out runs/demo",
+    "leadline optimize leadline-s-indoor --data rendered:room --runtime onnxruntime --precision fp32 "
+    "--precision int8-static --size 192,256 --size 224,288 --limit 16 --out runs/two-sizes",
+    "leadline optimize random:fastdepth --data rendered:room --limit 8 --max-ms 20 --max-mb 5 --out runs/limits",
+)
+
+
+def command(
+    reference: Reference,
+    *,
+    data: Annotated[str, typer.Option("--data", "-d", metavar="D", help="Data set: rendered, a path, FORMAT:PATH.")],
+    split: Annotated[Optional[str], typer.Option("--split", help="Part of the data set.")] = None,
+    protocol: Annotated[str, typer.Option("--protocol", "-p", metavar="P", help="How accuracy is counted.")] = "plain",
+    limit: Annotated[Optional[int], typer.Option("--limit", min=1, metavar="N", help="At most N pictures.")] = None,
+    runtimes: Annotated[Optional[list[str]], typer.Option("--runtime", help="Engine; repeat. Default: all.")] = None,
+    precisions: Annotated[Optional[list[str]], typer.Option("--precision", help="Repeat. Default: all.")] = None,
+    sizes: Annotated[Optional[list[str]], typer.Option("--size", metavar="H,W", help="Input size; repeat.")] = None,
+    calibration: Annotated[
+        Optional[str], typer.Option(metavar="D", help="Data set or pictures for static INT8. Default: rendered.")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(min=0.0, help="Largest loss of the primary metric.")] = 0.01,
+    max_ms: Annotated[Optional[float], typer.Option(min=0.0, help="Largest median latency, ms.")] = None,
+    max_mb: Annotated[Optional[float], typer.Option(min=0.0, help="Largest size on disk, MB.")] = None,
+    threads: Threads = 1,
+    runs: Annotated[int, typer.Option(min=5, help="Timed runs of each candidate.")] = 60,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Run again, it continues there.")] = Path(
+        "runs/optimize"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Export a model to every runtime, precision and size; measure each; write a report; recommend one."""
+    from leadline.output import check_writable, output_lock
+    from leadline.studies.recommend import Limits, recommend
+    from leadline.studies.report import write_report
+    from leadline.studies.study import Study, run_study
+
+    parsed = tuple(size for size in map(parse_size, sizes or ()) if size is not None)
+    study = Study(
+        model=reference,
+        data=data,
+        split=split,
+        protocol=protocol,
+        limit=limit,
+        runtimes=tuple(runtimes or ()),
+        precisions=tuple(precisions or ()),
+        sizes=parsed,
+        threads=threads,
+        runs=runs,
+        calibration=calibration,
+    )
+    check_writable(out)
+    with output_lock(out), _Display(quiet=as_json) as display:
+        outcome = run_study(study, out, display.cell)
+        advice = recommend(outcome.rows, outcome.reference, Limits(max_drop, max_ms, max_mb))
+        report = write_report(outcome, advice, Limits(max_drop, max_ms, max_mb))
+    failed = [row for row in outcome.rows if row.status == "failed"]
+    if as_json:
+        print(json.dumps(_facts(outcome, advice, report), indent=2))
+    else:
+        _print(outcome, advice, report)
+    if failed or advice.row is None:
+        raise typer.Exit(1)
+
+
+def _facts(outcome: Outcome, advice: Recommendation, report: Path) -> dict[str, Any]:
+    chosen = str(outcome.folder / advice.row.bundle) if advice.row else None
+    return {
+        "recommended": chosen,
+        "reason": advice.sentence,
+        "report": str(report),
+        "rows": [row.model_dump(mode="json") for row in outcome.rows],
+    }
+
+
+def _print(outcome: Outcome, advice: Recommendation, report: Path) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_table(outcome, advice))
+    for row in outcome.rows:
+        if row.status != "measured":
+            console.print(f"[yellow]{row.status.value}[/] {row.name}: {row.reason}", highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{advice.sentence}[/]", highlight=False, soft_wrap=True)
+    if advice.row is not None:
+        console.print(f"Bundle: {outcome.folder / advice.row.bundle}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+
+
+def _table(outcome: Outcome, advice: Recommendation) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from leadline.studies.recommend import NAMES
+
+    reference = outcome.reference
+    assert reference.accuracy
+    primary = reference.accuracy.primary
+    metric = NAMES.get(primary, primary)
+    title = f"{outcome.study.model}: {reference.accuracy.protocol}, {reference.accuracy.scored} pictures"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (
+        ("candidate", "left"), ("ran in", "left"), (metric, "right"), ("change [95 %]", "right"), ("ms p50", "right"),
+        ("IQR", "right"), ("x faster", "right"), ("MB", "right"), ("peak MiB", "right"),
+    ):  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in outcome.rows:
+        if row.accuracy is None or row.latency is None:
+            continue
+        chosen = advice.row is not None and row.key == advice.row.key
+        table.add_row(*_cells(row, primary, chosen), style="bold green" if chosen else "")
+    return table
+
+
+def _cells(row: Measurement, primary: str, chosen: bool) -> list[str]:
+    assert row.accuracy
+    assert row.latency
+    change = row.accuracy.change.get(primary)
+    return [
+        ("> " if chosen else "  ") + row.name,
+        row.precision_ran,
+        f"{row.accuracy.metrics[primary].value:.3f}",
+        f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" if change else "reference",
+        f"{row.latency.p50:.2f}",
+        f"{row.latency.iqr:.2f}",
+        f"{1 / row.latency.ratio:.2f}",
+        f"{row.size_mb:.2f}" if row.size_mb is not None else "n/a",
+        f"{row.memory_mb:.0f}" if row.memory_mb is not None else "n/a",
+    ]
+
+
+class _Display:
+    """Live progress of a study on stderr; plain lines where stderr is no terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+        self.quiet = quiet
+        self.bar: Any = None
+
+    def __enter__(self) -> _Display:
+        if not self.quiet and self.console.is_terminal:
+            from rich import progress
+
+            columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn())
+            counters = (progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+            self.bar = progress.Progress(*columns, *counters, console=self.console)
+            self.task = self.bar.add_task("study", total=None)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def cell(self, done: int, total: int, cell: Cell, what: str) -> None:
+        """Show what is done with which cell."""
+        if self.quiet:
+            return
+        label = f"{cell.runtime} {cell.precision} {cell.size[0]}x{cell.size[1]}: {what}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, total=total, description=label)
+        else:
+            self.console.print(f"[{done}/{total}] {label}", highlight=False, markup=False)

@@ -1,0 +1,79 @@
+"""Jobs in a process of their own, so that an engine that crashes, hangs or fills the memory costs one row only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from leadline.errors import LeadlineError, closest
+
+JOBS = ("export", "evaluate")
+
+
+class JobError(LeadlineError):
+    """A job in a process of its own that gave no result; the message says how it ended."""
+
+    exit_status = 1
+
+
+def run_isolated(job: str, arguments: dict[str, Any], *, threads: int = 1, timeout: float = 1800.0) -> dict[str, Any]:
+    """Run a job of `leadline.studies.jobs` in a fresh process.
+
+    Args:
+        job: a name of JOBS.
+        arguments: plain JSON values, given to the job as keywords.
+        threads: of every library in that process; 0 leaves them alone.
+        timeout: seconds until the process is killed.
+
+    Returns:
+        What the job returned.
+
+    Raises:
+        JobError: the job failed in words, crashed, or did not end in time.
+    """
+    if job not in JOBS:
+        raise JobError("unknown job", where=job, mend=closest(job, JOBS))
+    environment = dict(os.environ)
+    if threads:
+        environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    with tempfile.TemporaryDirectory(prefix="leadline-") as place:
+        answer = Path(place) / "answer.json"
+        order = json.dumps({"job": job, "arguments": arguments, "answer": str(answer)})
+        command = [sys.executable, "-m", "leadline.studies.jobs"]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        try:
+            _, complaints = process.communicate(order, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            process.communicate()
+            raise JobError(f"{job} did not end", why=f"killed after {timeout:g} s") from error
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+        if not answer.is_file():
+            raise JobError(f"{job} ended without a result", why=_ending(process.returncode, complaints))
+        result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in result:
+        raise JobError(result["error"])
+    return result
+
+
+def _ending(status: int, complaints: str) -> str:
+    last = complaints.strip().splitlines()[-1][:300] if complaints.strip() else "no message"
+    if status < 0:
+        return f"the process was ended by {signal.Signals(-status).name} ({last})"
+    return f"exit status {status}: {last}"

@@ -1,0 +1,144 @@
+"""A measurement: one candidate's accuracy, speed, memory and size on one machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Status(StrEnum):
+    """How a cell of a study ended."""
+
+    MEASURED = "measured"
+    SKIPPED = "skipped"  # cannot be tried here: a runtime or operator is missing
+    FAILED = "failed"  # was tried and went wrong
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figure(_Row):
+    """A figure with its 95 % bootstrap interval over `n` pictures."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Accuracy(_Row):
+    """Accuracy of one candidate.
+
+    Args:
+        protocol: label of the protocol, alignment included; belongs to every figure.
+        data: data set reference.
+        primary: the metric that ranks candidates.
+        metrics: by name.
+        change: candidate minus reference, paired over the pictures, by metric; empty for the reference itself.
+        scored: pictures with figures.
+        unmeasured: pictures without valid ground truth.
+        failed: pictures that could not be read or predicted.
+        degenerate: pictures whose prediction was constant.
+    """
+
+    protocol: str
+    data: str
+    primary: str
+    metrics: dict[str, Figure]
+    change: dict[str, Figure] = {}
+    scored: int
+    unmeasured: int = 0
+    failed: int = 0
+    degenerate: int = 0
+
+
+class Latency(_Row):
+    """Time for one picture in milliseconds, batch 1, taken in turn with the reference.
+
+    Args:
+        p50: median of the engine alone.
+        p95: 95th percentile.
+        p99: 99th percentile.
+        iqr: distance between the quartiles.
+        runs: number of timed runs.
+        warmup: runs before them.
+        threads: of the engine; 0 is the engine's choice.
+        pre: median of preparing a picture.
+        post: median of restoring the map to the picture's size.
+        reference_p50: median of the reference in the same rounds.
+    """
+
+    p50: float
+    p95: float
+    p99: float
+    iqr: float
+    runs: int
+    warmup: int
+    threads: int
+    pre: float
+    post: float
+    reference_p50: float
+
+    @property
+    def ratio(self) -> float:
+        """Candidate over reference, medians of the same rounds; below 1 is faster."""
+        return self.p50 / self.reference_p50
+
+
+class Measurement(_Row):
+    """One row of a study.
+
+    Args:
+        key: hash of everything that decides the row.
+        model: reference of the model.
+        runtime: engine.
+        precision: asked for.
+        precision_ran: what the engine computed in.
+        height: of the network's input, pixels.
+        width: likewise.
+        status: whether there are figures.
+        reason: why not, and how to mend it.
+        bundle: folder of the exported bundle, relative to the study's folder.
+        accuracy: under the study's protocol.
+        latency: batch 1.
+        memory_mb: peak resident memory of a process that loads and runs the bundle, MiB.
+        size_mb: the bundle's engine files, MB (10^6 bytes).
+        macs: multiply-accumulates of one picture.
+        parameters: of the network before export.
+        parity: agreement with PyTorch on the check pictures.
+        notes: what else the reader must know.
+        machine: fingerprint of the machine.
+    """
+
+    key: str
+    model: str
+    runtime: str
+    precision: str
+    precision_ran: str = ""
+    height: int
+    width: int
+    status: Status
+    reason: str = ""
+    bundle: str = ""
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None
+    memory_mb: float | None = None
+    size_mb: float | None = None
+    macs: int | None = None
+    parameters: int | None = None
+    parity: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    machine: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """`openvino int8-static 224x288` (height x width)."""
+        return f"{self.runtime} {self.precision} {self.height}x{self.width}"
+
+    @property
+    def score(self) -> float | None:
+        """The primary metric's value."""
+        return self.accuracy.metrics[self.accuracy.primary].value if self.accuracy else None

@@ -1,0 +1,123 @@
+"""The recommendation: the fastest candidate within the user's limits, and the sentence that says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from leadline.studies.measurement import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leadline.studies.measurement import Measurement
+
+NAMES = {"delta1": "δ1", "abs_rel": "AbsRel", "rmse": "RMSE", "agreement": "agreement"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate must keep to.
+
+    Args:
+        max_drop: largest loss of the primary metric against the reference (0.01 = one point of δ1).
+        max_ms: largest median latency, milliseconds.
+        max_mb: largest size on disk, MB.
+    """
+
+    max_drop: float = 0.01
+    max_ms: float | None = None
+    max_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The chosen row (None where nothing keeps to the limits) and the reason in words."""
+
+    row: Measurement | None
+    sentence: str
+
+
+def recommend(rows: Sequence[Measurement], reference: Measurement, limits: Limits) -> Recommendation:
+    """Choose the fastest candidate that keeps to the limits; the reference itself is a candidate.
+
+    A drop is judged by its point estimate; the sentence says so where its interval reaches beyond the limit.
+
+    Args:
+        rows: the study.
+        reference: the uncompressed model.
+        limits: the user's.
+    """
+    measured = [row for row in rows if row.status is Status.MEASURED and row.accuracy and row.latency]
+    faults = {row.key: _faults(row, limits) for row in measured}
+    fitting = [row for row in measured if not faults[row.key]]
+    if not fitting:
+        nearest = min(measured, key=lambda row: len(faults[row.key]), default=None)
+        if nearest is None:
+            return Recommendation(None, "Nothing could be measured; the rows below say why.")
+        return Recommendation(
+            None, f"Nothing keeps to the limits. Nearest is {nearest.name}: {'; '.join(faults[nearest.key])}."
+        )
+    best = min(fitting, key=lambda row: row.latency.p50 if row.latency else 0.0)
+    return Recommendation(best, _sentence(best, reference, limits, faults, measured))
+
+
+def drop(row: Measurement) -> float:
+    """Loss of the primary metric against the reference, positive where the candidate is worse; 0 for the reference."""
+    if row.accuracy is None or row.accuracy.primary not in row.accuracy.change:
+        return 0.0
+    return -row.accuracy.change[row.accuracy.primary].value
+
+
+def _faults(row: Measurement, limits: Limits) -> list[str]:
+    found = []
+    assert row.latency
+    assert row.accuracy
+    if drop(row) > limits.max_drop:
+        found.append(f"{NAMES.get(row.accuracy.primary, row.accuracy.primary)} drops by {drop(row):.3f}")
+    if row.accuracy.degenerate:
+        found.append(f"{row.accuracy.degenerate} constant predictions")
+    if limits.max_ms is not None and row.latency.p50 > limits.max_ms:
+        found.append(f"{row.latency.p50:.1f} ms is over {limits.max_ms:g} ms")
+    if limits.max_mb is not None and row.size_mb is not None and row.size_mb > limits.max_mb:
+        found.append(f"{row.size_mb:.1f} MB is over {limits.max_mb:g} MB")
+    return found
+
+
+def _sentence(
+    best: Measurement,
+    reference: Measurement,
+    limits: Limits,
+    faults: dict[str, list[str]],
+    measured: Sequence[Measurement],
+) -> str:
+    assert best.latency
+    assert best.accuracy
+    metric = NAMES.get(best.accuracy.primary, best.accuracy.primary)
+    value = best.accuracy.metrics[best.accuracy.primary]
+    if best.key == reference.key:
+        start = f"Keep {best.name}: no other candidate within the limits is faster"
+    else:
+        start = (
+            f"Ship {best.name}: with {best.latency.p50:.1f} ms per picture it is the fastest within the limits, "
+            f"{1 / best.latency.ratio:.1f} times as fast as {reference.name} in the same rounds"
+        )
+    change = best.accuracy.change.get(best.accuracy.primary)
+    lost = f", {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] against the reference" if change else ""
+    parts = [
+        start,
+        f"{metric} {value.value:.3f}{lost} on {value.n} pictures ({best.accuracy.protocol})",
+        f"{best.size_mb:.1f} MB" if best.size_mb is not None else "",
+    ]
+    text = "; ".join(part for part in parts if part) + "."
+    if change is not None and -change.low > limits.max_drop:
+        text += f" The interval reaches beyond the allowed drop of {limits.max_drop:g}: measure on more pictures."
+    faster = [row for row in measured if faults[row.key] and row.latency and row.latency.p50 < best.latency.p50]
+    if faster:
+        loser = min(faster, key=lambda row: row.latency.p50 if row.latency else 0.0)
+        text += f" {loser.name} would be faster ({_ms(loser)}) but {'; '.join(faults[loser.key])}."
+    return text
+
+
+def _ms(row: Measurement) -> str:
+    return f"{row.latency.p50:.1f} ms" if row.latency else "n/a"

@@ -1,0 +1,105 @@
+"""The store of a study: SQLite in WAL mode, one row per cell, which survives a power cut."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from leadline.errors import DataError, OutputError
+from leadline.studies.measurement import Measurement
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS measurements (
+    key TEXT PRIMARY KEY,
+    status TEXT NOT NULL,
+    row TEXT NOT NULL,
+    created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+CREATE TABLE IF NOT EXISTS scores (
+    key TEXT NOT NULL,
+    picture TEXT NOT NULL,
+    row TEXT NOT NULL,
+    PRIMARY KEY (key, picture)
+);
+"""
+_VERSION = 1
+
+
+class Store:
+    """Finished cells by key; a row is written in one transaction when its cell is finished.
+
+    Raises:
+        DataError: the file is no store, or was written by a newer version.
+        OutputError: the place cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=30)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version > _VERSION:
+                raise DataError("store of a newer version", where=path, mend="update leadline")
+            self._connection.executescript(_SCHEMA)
+            self._connection.execute(f"PRAGMA user_version={_VERSION}")
+            self._connection.commit()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise OutputError("cannot open the store", where=path, why=str(error)) from error
+            mend = "move it away to start the study again"
+            raise DataError("not a store", where=path, why=str(error), mend=mend) from error
+        except OSError as error:
+            raise OutputError("cannot write to", where=path, why=error.strerror or str(error)) from error
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def put(self, row: Measurement, scores: dict[str, str] | None = None) -> None:
+        """Write a finished cell, replacing an older row of the same key.
+
+        Args:
+            row: the measurement.
+            scores: JSON per picture, for paired comparisons later.
+
+        Raises:
+            OutputError: the disk is full or the file cannot be written.
+        """
+        try:
+            with self._connection as connection:
+                connection.execute(
+                    "INSERT OR REPLACE INTO measurements (key, status, row) VALUES (?, ?, ?)",
+                    (row.key, row.status.value, row.model_dump_json()),
+                )
+                connection.execute("DELETE FROM scores WHERE key = ?", (row.key,))
+                connection.executemany(
+                    "INSERT INTO scores (key, picture, row) VALUES (?, ?, ?)",
+                    [(row.key, picture, text) for picture, text in (scores or {}).items()],
+                )
+        except sqlite3.OperationalError as error:
+            raise OutputError("cannot write to the store", where=self.path, why=str(error)) from error
+
+    def get(self, key: str) -> Measurement | None:
+        """The row of a key, if that cell is finished."""
+        with closing(self._connection.execute("SELECT row FROM measurements WHERE key = ?", (key,))) as cursor:
+            found = cursor.fetchone()
+        return Measurement.model_validate_json(found[0]) if found else None
+
+    def all(self) -> list[Measurement]:
+        """Every row, oldest first."""
+        rows = self._connection.execute("SELECT row FROM measurements ORDER BY created, rowid").fetchall()
+        return [Measurement.model_validate_json(text) for (text,) in rows]
+
+    def scores(self, key: str) -> dict[str, str]:
+        """JSON per picture of a cell."""
+        return dict(self._connection.execute("SELECT picture, row FROM scores WHERE key = ?", (key,)).fetchall())

@@ -1,0 +1,169 @@
+"""Studies: the store survives, the front is right, the recommendation keeps to the limits and says why."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leadline.errors import ConfigError, DataError
+from leadline.studies.isolated import JobError, run_isolated
+from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
+from leadline.studies.pareto import pareto_front
+from leadline.studies.recommend import Limits, recommend
+from leadline.studies.store import Store
+from leadline.studies.study import Cell, Study, cells
+
+
+def row(name: str, *, ms: float, delta1: float = 0.8, mb: float = 10.0, change: float | None = None) -> Measurement:
+    """A measured row; `change` None makes it the reference."""
+    changes = {} if change is None else {"delta1": Figure(value=change, low=change - 0.004, high=change + 0.004, n=50)}
+    figure = Figure(value=delta1, low=delta1 - 0.02, high=delta1 + 0.02, n=50)
+    runtime, _, precision = name.partition(" ")
+    return Measurement(
+        key=name,
+        model="m",
+        runtime=runtime,
+        precision=precision,
+        height=64,
+        width=96,
+        status=Status.MEASURED,
+        accuracy=Accuracy(
+            protocol="plain/none", data="d", primary="delta1", metrics={"delta1": figure}, change=changes, scored=50
+        ),
+        latency=Latency(
+            p50=ms, p95=ms, p99=ms, iqr=0.1, runs=9, warmup=2, threads=1, pre=1, post=1, reference_p50=40.0
+        ),
+        size_mb=mb,
+    )
+
+
+REFERENCE = row("torch fp32", ms=40)
+FAST = row("openvino int8-static", ms=5, delta1=0.795, mb=4, change=-0.005)
+WRONG = row("onnxruntime int8-dynamic", ms=3, delta1=0.5, mb=4, change=-0.3)
+SAME = row("onnxruntime fp32", ms=12, mb=14, change=0.0)
+
+
+def test_the_fastest_within_the_limits_is_recommended_and_the_sentence_says_why() -> None:
+    advice = recommend([REFERENCE, FAST, WRONG, SAME], REFERENCE, Limits(max_drop=0.01))
+    assert advice.row is FAST
+    for part in ("5.0 ms", "8.0 times", "-0.005 [-0.009, -0.001]", "50 pictures", "plain/none", "4.0 MB"):
+        assert part in advice.sentence
+    assert "onnxruntime int8-dynamic 64x96 would be faster (3.0 ms) but δ1 drops by 0.300" in advice.sentence
+
+
+def test_tighter_limits_change_the_choice() -> None:
+    rows = [REFERENCE, FAST, WRONG, SAME]
+    assert recommend(rows, REFERENCE, Limits(max_drop=0.001)).row is SAME
+    assert recommend(rows, REFERENCE, Limits(max_drop=0.5)).row is WRONG
+    assert recommend([REFERENCE], REFERENCE, Limits()).row is REFERENCE
+
+
+def test_an_interval_beyond_the_limit_is_said() -> None:
+    assert "measure on more pictures" in recommend([REFERENCE, FAST], REFERENCE, Limits(max_drop=0.006)).sentence
+    assert "measure on more pictures" not in recommend([REFERENCE, FAST], REFERENCE, Limits(max_drop=0.02)).sentence
+
+
+def test_impossible_limits_are_said_with_the_nearest() -> None:
+    advice = recommend([REFERENCE, FAST], REFERENCE, Limits(max_ms=1))
+    assert advice.row is None
+    assert "Nothing keeps to the limits" in advice.sentence
+    assert "over 1 ms" in advice.sentence
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
+def test_pareto_front(points: list[tuple[int, int]]) -> None:
+    front = pareto_front(points)
+    assert bool(front) == bool(points)
+    for index, (x, y) in enumerate(points):
+        beaten = any(a <= x and b <= y and (a, b) != (x, y) for a, b in points)
+        assert (index in front) == (not beaten)
+
+
+def test_store_keeps_rows_and_scores(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.sqlite") as store:
+        store.put(REFERENCE, {"a": '{"delta1": 1}'})
+        store.put(FAST)
+        store.put(FAST.model_copy(update={"size_mb": 5.0}))
+    with Store(tmp_path / "s.sqlite") as store:
+        assert store.get("torch fp32") == REFERENCE
+        assert [one.size_mb for one in store.all()] == [10.0, 5.0]
+        assert store.scores("torch fp32") == {"a": '{"delta1": 1}'}
+        assert store.get("nothing") is None
+    mode = sqlite3.connect(tmp_path / "s.sqlite")
+    assert mode.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    mode.close()
+
+
+def test_a_store_survives_being_killed_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    script = (
+        "import sys, test_studies as t\nfrom pathlib import Path\nfrom leadline.studies.store import Store\n"
+        "store = Store(Path(sys.argv[1]))\n"
+        "for k in range(10**6):\n"
+        "    store.put(t.FAST.model_copy(update={'key': str(k)}), {str(p): '{}' for p in range(50)})\n"
+        "    print(k, flush=True)"
+    )
+    for _ in range(3):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, cwd=Path(__file__).parent
+        )
+        assert writer.stdout is not None
+        finished = [writer.stdout.readline() for _ in range(20)][-1]
+        writer.kill()
+        rest = writer.stdout.read().splitlines()
+        writer.wait()
+        writer.stdout.close()
+        last = int((rest or [finished])[-1])
+        with Store(path) as store:
+            assert {str(k) for k in range(last + 1)} <= {one.key for one in store.all()}
+            assert len(store.scores(str(last))) == 50
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(DataError, match="not a store"):
+        Store(path)
+
+
+def test_cells_start_with_the_reference_and_know_their_words() -> None:
+    study = Study("m", runtimes=("torch", "onnxruntime"), precisions=("fp32",), sizes=((64, 96), (32, 64)))
+    plan = cells(study, (64, 96))
+    assert plan[0] == Cell("torch", "fp32", (64, 96))
+    assert len(plan) == len(set(plan)) == 4
+    with pytest.raises(ConfigError, match="fp33"):
+        cells(Study("m", precisions=("fp33",)), (64, 96))
+
+
+def test_a_job_that_fails_says_how() -> None:
+    with pytest.raises(JobError, match="nowhere"):
+        run_isolated(
+            "export",
+            {
+                "model": "/nowhere/at/all",
+                "runtime": "torch",
+                "precision": "fp32",
+                "size": None,
+                "calibration": None,
+                "count": 1,
+                "out": "unused",
+            },
+        )
+
+
+def test_a_job_that_crashes_or_hangs_costs_only_its_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with pytest.raises(JobError, match="SIGSEGV"):
+        run_isolated("export", {})
+    fake.write_text("#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(JobError, match=r"killed after 0\.5 s"):
+        run_isolated("export", {}, timeout=0.5)

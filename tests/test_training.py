@@ -1,0 +1,261 @@
+"""Training: it learns, it says what is wrong, and a killed run ends exactly where an unbroken one does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from leadline.checkpoint import load_checkpoint, read_safetensors
+from leadline.data.dataset import Dataset, Sample
+from leadline.depth import Depth, Kind
+from leadline.errors import ConfigError, DataError, KindError, NumericalError, OutputError
+from leadline.training.batches import Mix, _split_batch
+from leadline.training.config import TrainConfig, load_config
+from leadline.training.fit import STATE, fit
+from leadline.training.objectives import total_loss
+from leadline.training.run import run, starting_point
+from leadline.training.schedule import rate_at
+
+SMALL = {
+    "model": "leadline-s",
+    "sources": [{"data": "rendered:room,count=16,height=48,width=64"}],
+    "size": [32, 64],
+    "batch": 2,
+    "iterations": 6,
+    "save_every": 2,
+    "warmup": 1,
+    "threads": 1,
+    "ema": 0.9,
+}
+COMMAND = [sys.executable, "-m", "leadline", "train"]
+
+
+def small(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate(SMALL | changes)
+
+
+def train(config: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [*COMMAND, str(config), "--out", str(out), *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(SMALL))  # JSON is YAML
+    return path
+
+
+def test_training_lowers_the_loss_and_writes_a_checkpoint(tmp_path: Path) -> None:
+    seen: list[float] = []
+    config = small(
+        iterations=60, learning_rate=3e-3, decay=0.5, sources=[{"data": "rendered:room,count=2,height=48,width=64"}]
+    )
+    result, folder = run(config, tmp_path / "run", lambda step: seen.append(step.loss))
+    assert result.iteration == 60
+    assert not result.interrupted
+    assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:5])
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.contract.input.height == 32
+    assert checkpoint.lineage[-1]["step"] == "train"
+    rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert len(rows) == 61
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    weights = [run(small(iterations=2), tmp_path / str(k))[1] / "weights.safetensors" for k in range(2)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_killed_run_ends_exactly_where_an_unbroken_one_does(tmp_path: Path, config_file: Path) -> None:
+    whole = train(config_file, tmp_path / "whole")
+    assert whole.wait(120) == 0
+    broken = tmp_path / "broken"
+    process = train(config_file, broken, "--iterations", "600")
+    deadline = time.monotonic() + 100
+    while not (broken / STATE).is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait(20) == -signal.SIGKILL
+    facts = read_facts(broken / STATE)
+    if facts["iteration"] >= 6:
+        pytest.fail("the machine was too fast for this test: the run was past its comparison point")
+    assert train(config_file, broken).wait(120) == 0
+    left, right = (read_safetensors(out / "checkpoint" / "weights.safetensors") for out in (tmp_path / "whole", broken))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def read_facts(path: Path) -> dict[str, int]:
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return json.loads(header["__metadata__"]["leadline"])
+
+
+def test_ctrl_c_saves_and_exits_130(tmp_path: Path, config_file: Path) -> None:
+    out = tmp_path / "run"
+    process = train(config_file, out, "--iterations", "5000", "--set", "save_every=100000")
+    wait_for_lines(out / "log.csv", 3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert read_facts(out / STATE)["iteration"] >= 2
+    assert load_checkpoint(out / "checkpoint").contract.name == "leadline-s"
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        if path.is_file() and len(path.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{path} did not reach {count} lines")
+
+
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    from leadline.output import output_lock
+
+    config, out = small(), tmp_path / "run"
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom leadline.output import output_lock\n"
+        "with output_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match=str(holder.pid)):
+            fit(config, starting_point(config), out)
+    finally:
+        holder.kill()
+        holder.wait()
+        assert holder.stdout is not None
+        holder.stdout.close()
+    with output_lock(out):
+        pass
+
+
+def test_changed_settings_cannot_continue_a_run(tmp_path: Path) -> None:
+    run(small(iterations=2), tmp_path / "run")
+    with pytest.raises(ConfigError, match="learning_rate"):
+        run(small(iterations=4, learning_rate=0.5), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_samples(tmp_path: Path) -> None:
+    config = small(max_bad_batches=2, iterations=20)
+    start = starting_point(config)
+    with torch.no_grad():
+        next(start.model.parameters()).fill_(torch.nan)
+    with pytest.raises(NumericalError, match="room-"):
+        fit(config, start, tmp_path / "run")
+    assert not (tmp_path / "run" / STATE).exists()
+
+
+class Broken(Dataset):
+    """Six samples, of which two cannot be read."""
+
+    format = "broken"
+    name = "broken"
+
+    @classmethod
+    def detect(cls, path: Path) -> bool:
+        return False
+
+    @classmethod
+    def open(cls, path: str, split: str | None) -> Dataset:
+        return cls()
+
+    def __len__(self) -> int:
+        return 6
+
+    def names(self) -> list[str]:
+        return [f"picture-{index}" for index in range(6)]
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in (1, 4):
+            raise DataError("truncated", where=self.names()[index])
+        image = np.full((48, 64, 3), 40 * index, np.uint8)
+        return Sample(self.names()[index], image, Depth(np.full((48, 64), 2.0, np.float32), Kind.METRIC_DEPTH))
+
+
+def test_damaged_samples_stop_the_run_by_name_or_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leadline.training.batches.open_dataset", Broken.open)
+    start = starting_point(small())
+    strict = Mix(small(), start.contract, (32, 64))
+    with pytest.raises(DataError, match=r"picture-[14]"):
+        [strict.batch(iteration) for iteration in range(3)]
+    lenient = Mix(small(skip_bad=True), start.contract, (32, 64))
+    for iteration in range(3):
+        assert lenient.batch(iteration).image.shape == (2, 3, 32, 64)
+    assert set(lenient.skipped) == {"picture-1", "picture-4"}
+
+
+def test_every_sample_is_seen_once_per_epoch() -> None:
+    config = small()
+    mix = Mix(config, starting_point(config).contract, (32, 64))
+    names = [name for iteration in range(8) for name in mix.batch(iteration).names]
+    assert len(set(names)) == 16
+
+
+@pytest.mark.parametrize(
+    ("batch", "shares", "expected"), [(16, [10, 4, 1, 1], [10, 4, 1, 1]), (8, [1], [8]), (5, [8, 1, 1], [3, 1, 1])]
+)
+def test_batches_are_split_by_share(batch: int, shares: list[int], expected: list[int]) -> None:
+    assert _split_batch(batch, shares) == expected
+
+
+def test_schedule() -> None:
+    rates = [rate_at(k, iterations=100, warmup=10, decay=0.4) for k in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:60] == [1.0] * 51
+    assert rates[70] == pytest.approx(1 - 0.5)  # a quarter of the fall: 1 - sqrt(0.25)
+    assert rates == sorted(rates[:10]) + rates[10:60] + sorted(rates[60:], reverse=True)
+
+
+def test_relative_targets_reach_only_the_losses_that_forgive() -> None:
+    from leadline.training.batches import Batch
+    from leadline.training.config import Objective
+
+    target = torch.rand(2, 1, 8, 8) + 1
+    batch = Batch(torch.zeros(2, 3, 8, 8), target, target > 0, (Kind.METRIC_DEPTH, Kind.RELATIVE_DISPARITY), ("a", "b"))
+    prediction = target.clone()
+    _, terms = total_loss([Objective(loss="l1")], prediction, Kind.METRIC_DEPTH, batch)
+    assert terms["l1"] == 0.0
+    prediction[1] = 7.0 / target[1]  # the second picture's disparity up to a factor
+    _, terms = total_loss([Objective(loss="l1"), Objective(loss="ssi")], prediction, Kind.METRIC_DEPTH, batch)
+    assert terms["l1"] == 0.0
+    assert terms["ssi"] < 1e-5
+    with pytest.raises(KindError, match="silog"):
+        total_loss([Objective(loss="silog")], prediction, Kind.RELATIVE_DISPARITY, batch)
+
+
+def test_configuration_faults_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: leadline-s\nsources: [{data: rendered}]\nlerning_rate: 0.1\n")
+    with pytest.raises(ConfigError, match="Did you mean 'learning_rate'"):
+        load_config(path, {})
+    path.write_text("model: leadline-s\nsources: [{data: rendered}]\niterations: many\n")
+    with pytest.raises(ConfigError, match="iterations"):
+        load_config(path, {})
+    path.write_text("!!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ConfigError, match="YAML"):
+        load_config(path, {})
+
+
+def test_fast_depthwise_gradients_agree() -> None:
+    from leadline.training.depthwise import speed_up
+
+    for stride in (1, 2):
+        conv = torch.nn.Conv2d(6, 6, 5, stride, 2, groups=6, bias=False)
+        x = torch.randn(2, 6, 12, 10, requires_grad=True)
+        expected = torch.autograd.grad(conv(x).square().sum(), [x, conv.weight])
+        speed_up(conv)
+        found = torch.autograd.grad(conv(x).square().sum(), [x, conv.weight])
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True))
