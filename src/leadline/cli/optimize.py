@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from leadline.studies.measurement import Measurement
-    from leadline.studies.recommend import Recommendation
-    from leadline.studies.study import Cell, Outcome
+    from leadline.studies.optimize import Optimized
+    from leadline.studies.study import Cell
 
 EXAMPLES = (
     "leadline optimize leadline-s-indoor --data rendered:room --out runs/demo",
@@ -51,69 +51,65 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Export a model to every runtime, precision and size; measure each; write a report; recommend one."""
-    from leadline.output import check_writable, output_lock
-    from leadline.studies.recommend import Limits, recommend
-    from leadline.studies.report import write_report
-    from leadline.studies.study import Study, run_study
+    from leadline.studies.optimize import optimize
+    from leadline.studies.recommend import Limits
 
     parsed = tuple(size for size in map(parse_size, sizes or ()) if size is not None)
-    study = Study(
-        model=reference,
-        data=data,
-        split=split,
-        protocol=protocol,
-        limit=limit,
-        runtimes=tuple(runtimes or ()),
-        precisions=tuple(precisions or ()),
-        sizes=parsed,
-        threads=threads,
-        runs=runs,
-        calibration=calibration,
-    )
-    check_writable(out)
-    with output_lock(out), _Display(quiet=as_json) as display:
-        outcome = run_study(study, out, display.cell)
-        advice = recommend(outcome.rows, outcome.reference, Limits(max_drop, max_ms, max_mb))
-        report = write_report(outcome, advice, Limits(max_drop, max_ms, max_mb))
-    failed = [row for row in outcome.rows if row.status == "failed"]
+    with _Display(quiet=as_json) as display:
+        found = optimize(
+            reference,
+            data,
+            out=out,
+            limits=Limits(max_drop, max_ms, max_mb),
+            on_cell=display.cell,
+            split=split,
+            protocol=protocol,
+            limit=limit,
+            runtimes=tuple(runtimes or ()),
+            precisions=tuple(precisions or ()),
+            sizes=parsed,
+            threads=threads,
+            runs=runs,
+            calibration=calibration,
+        )
     if as_json:
-        print(json.dumps(_facts(outcome, advice, report), indent=2))
+        print(json.dumps(_facts(found), indent=2))
     else:
-        _print(outcome, advice, report)
-    if failed or advice.row is None:
+        _print(found)
+    if found.advice.row is None or any(row.status == "failed" for row in found.outcome.rows):
         raise typer.Exit(1)
 
 
-def _facts(outcome: Outcome, advice: Recommendation, report: Path) -> dict[str, Any]:
-    chosen = str(outcome.folder / advice.row.bundle) if advice.row else None
+def _facts(found: Optimized) -> dict[str, Any]:
     return {
-        "recommended": chosen,
-        "reason": advice.sentence,
-        "report": str(report),
-        "rows": [row.model_dump(mode="json") for row in outcome.rows],
+        "recommended": str(found.bundle) if found.bundle else None,
+        "reason": found.advice.sentence,
+        "report": str(found.report),
+        "rows": [row.model_dump(mode="json") for row in found.outcome.rows],
     }
 
 
-def _print(outcome: Outcome, advice: Recommendation, report: Path) -> None:
+def _print(found: Optimized) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_table(outcome, advice))
-    for row in outcome.rows:
+    console.print(_table(found))
+    for row in found.outcome.rows:
         if row.status != "measured":
-            console.print(f"[yellow]{row.status.value}[/] {row.name}: {row.reason}", highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]{advice.sentence}[/]", highlight=False, soft_wrap=True)
-    if advice.row is not None:
-        console.print(f"Bundle: {outcome.folder / advice.row.bundle}", highlight=False, soft_wrap=True)
-    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+            console.print(f"{row.status.value} {row.name}: {row.reason}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"\n{found.advice.sentence}", style="bold", highlight=False, soft_wrap=True, markup=False)
+    if found.bundle is not None:
+        console.print(f"Bundle: {found.bundle}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Report: {found.report}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _table(outcome: Outcome, advice: Recommendation) -> Table:
+def _table(found: Optimized) -> Table:
     from rich import box
     from rich.table import Table
 
     from leadline.studies.recommend import NAMES
 
+    outcome, advice = found.outcome, found.advice
     reference = outcome.reference
     assert reference.accuracy
     primary = reference.accuracy.primary

@@ -6,12 +6,15 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leadline.errors import LeadlineError
 from leadline.output import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PANEL_PICTURES = 3
 
@@ -41,7 +44,9 @@ def export(
     wanted = Precision(precision)
     shape = (size[0], size[1]) if size else None
     loaded = load_model(model)
-    inputs = calibration_inputs(calibration, loaded.contract, shape, count) if wanted is Precision.INT8_STATIC else ()
+    inputs = (
+        calibration_inputs(calibration, loaded.contract, shape, count=count) if wanted is Precision.INT8_STATIC else ()
+    )
     bundle = export_bundle(loaded, runtime, ExportOptions(precision=wanted, size=shape, calibration=inputs), Path(out))
     return {"parity": bundle.details.get("parity", {})}
 
@@ -101,9 +106,9 @@ def evaluate(
 def main() -> None:
     """Read one order from stdin and write its answer."""
     order = json.load(sys.stdin)
-    job = {"export": export, "evaluate": evaluate}[order["job"]]
+    jobs: dict[str, Callable[..., dict[str, Any]]] = {"export": export, "evaluate": evaluate}
     try:
-        answer = job(**order["arguments"])
+        answer = jobs[order["job"]](**order["arguments"])
     except LeadlineError as error:
         answer = {"error": str(error)}
     write_atomic(Path(order["answer"]), json.dumps(answer).encode())

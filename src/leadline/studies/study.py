@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from leadline.runtimes.base import Runtime
 
 REFERENCE_RUNTIME, REFERENCE_PRECISION = "torch", "fp32"
+WARMUP = 10  # runs before the timed ones
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _measure(
             threads=study.threads,
         )
         tell("speed and memory")
-        speed = _speed(study, bundle, out / reference.bundle if reference is not None else bundle)
+        latency, memory = _speed(study, bundle, out / reference.bundle if reference is not None else None)
     except LeadlineError as error:
         return _ended(base, Status.FAILED, str(error)), {}
     scores = {row["name"]: json.dumps(row) for row in found["rows"]}
@@ -221,8 +222,8 @@ def _measure(
             "precision_ran": found["precision_ran"],
             "bundle": str(bundle.relative_to(out)),
             "accuracy": accuracy,
-            "latency": Latency(**speed["latency"]),
-            "memory_mb": speed["memory_mb"],
+            "latency": latency,
+            "memory_mb": memory,
             "size_mb": _size_mb(bundle),
             "parity": exported["parity"],
             "notes": tuple(dict.fromkeys(found["notes"])),
@@ -277,6 +278,27 @@ def _accuracy(study: Study, found: dict[str, Any], reference: dict[str, str] | N
         failed=states.count("failed"),
         degenerate=sum(bool(row.get("degenerate")) for row in rows),
     )
+
+
+def _speed(study: Study, bundle: Path, reference: Path | None) -> tuple[Latency, float]:
+    """Latency in turn with the reference, and peak memory (MiB)."""
+    from leadline.evaluation.measure import measure
+
+    refs = [str(bundle)] if reference is None else [str(reference), str(bundle)]
+    speed = measure(refs, threads=study.threads, runs=study.runs, warmup=WARMUP)[-1]
+    latency = Latency(
+        p50=speed.run.p50,
+        p95=speed.run.p95,
+        p99=speed.run.p99,
+        iqr=speed.run.iqr,
+        runs=speed.run.runs,
+        warmup=WARMUP,
+        threads=study.threads,
+        pre=speed.pre.p50,
+        post=speed.post.p50,
+        reference_p50=speed.reference_p50,
+    )
+    return latency, speed.peak_mib
 
 
 def _size_mb(bundle: Path) -> float:
