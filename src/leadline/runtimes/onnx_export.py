@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import warnings
@@ -37,6 +38,32 @@ def export_onnx(model: nn.Module, contract: Contract, path: Path | None = None) 
             should stay open.
     """
     import onnx
+
+    global _latest  # noqa: PLW0603  one entry: several precisions of one network at one size share the costly step
+    key = _fingerprint(model, contract)
+    if _latest is None or _latest[0] != key:
+        _latest = (key, _exported(model, contract).SerializeToString(deterministic=True))
+    if path is not None:
+        path.write_bytes(_latest[1])
+    return onnx.load_model_from_string(_latest[1])
+
+
+_latest: tuple[str, bytes] | None = None
+
+
+def _fingerprint(model: nn.Module, contract: Contract) -> str:
+    """Changes with any weight, any module and any field of the input."""
+    import torch
+
+    digest = hashlib.sha256(f"{model!r}{contract.input.model_dump_json()}{id(type(model))}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _exported(model: nn.Module, contract: Contract) -> onnx.ModelProto:
+    import onnx
     import torch
 
     spec = contract.input
@@ -68,8 +95,6 @@ def export_onnx(model: nn.Module, contract: Contract, path: Path | None = None) 
     proto: onnx.ModelProto = program.model_proto
     _strip(proto)
     onnx.checker.check_model(proto, full_check=True)
-    if path is not None:
-        path.write_bytes(proto.SerializeToString(deterministic=True))
     return proto
 
 

@@ -30,6 +30,7 @@ class Tolerance:
     correlation: float
 
 
+FLAT = 0.05  # of the mean: a reference that varies by less says little about agreement
 TOLERANCES = {
     Precision.FP32: Tolerance(relative=1e-3, correlation=0.9999),
     Precision.FP16: Tolerance(relative=2e-2, correlation=0.999),
@@ -47,8 +48,9 @@ class Parity:
         pictures: how many were compared.
         max_abs: largest |difference|, in the output's own unit.
         mean_abs: mean |difference|, in the output's own unit.
-        relative: mean_abs over the reference's standard deviation (over its mean where that is 0).
-        correlation: Pearson, -1 to 1; 1 where both maps are constant.
+        relative: mean_abs over the reference's standard deviation, or over 5 % of its mean where that is larger.
+        correlation: Pearson, -1 to 1; 1 where both are constant.
+        spread: the reference's standard deviation over its mean.
         delta1: share of pixels whose ratio to the reference is below 1.25, 0 to 1.
         abs_rel: mean of |difference| / reference over pixels where the reference is not near 0.
     """
@@ -58,6 +60,7 @@ class Parity:
     mean_abs: float
     relative: float
     correlation: float
+    spread: float
     delta1: float
     abs_rel: float
 
@@ -81,7 +84,7 @@ def compare_outputs(candidate: NDArray[np.float32], reference: NDArray[np.float3
         raise ParityError("the exported file returns another shape", why=why, mend="export a fixed size")
     new, old = candidate.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     difference = np.abs(new - old)
-    scale = float(old.std()) or float(np.abs(old).mean()) or 1.0
+    scale = max(float(old.std()), FLAT * float(np.abs(old).mean())) or 1.0
     floor = max(1e-3 * float(np.abs(old).max()), 1e-12)
     near, far = np.maximum(new, floor), np.maximum(old, floor)
     seen = old > floor
@@ -91,6 +94,7 @@ def compare_outputs(candidate: NDArray[np.float32], reference: NDArray[np.float3
         mean_abs=float(difference.mean()),
         relative=float(difference.mean()) / scale,
         correlation=_correlation(new, old),
+        spread=float(old.std()) / (float(np.abs(old).mean()) or 1.0),
         delta1=float((np.maximum(near / far, far / near) < 1.25).mean()),
         abs_rel=float((difference[seen] / old[seen]).mean()) if seen.any() else 0.0,
     )
@@ -129,7 +133,7 @@ def check_parity(parity: Parity, precision: Precision, *, name: str) -> None:
         why = (
             f"mean |difference| is {parity.relative:.3g} of the output's spread, {precision} allows {limit.relative:g}"
         )
-    elif parity.correlation < limit.correlation:
+    elif parity.correlation < limit.correlation and parity.spread > FLAT:
         why = f"correlation is {parity.correlation:.5f}, {precision} must have {limit.correlation:g}"
     else:
         return

@@ -137,8 +137,9 @@ def open_model(
         why = str(error).splitlines()[0]
         raise ConfigError("torch cannot use the device", where=options.device, why=why, mend="use cpu") from error
     if precision is Precision.BF16:
-        network = copy.deepcopy(model).eval().to(device, torch.bfloat16)
-        return _TorchSession(network, contract, options.threads, "bf16", [])
+        network = _with_bf16_weights(model).to(device)
+        notes = ["convolutions and matrix products in BF16, normalisations in FP32"]
+        return _TorchSession(network, contract, options.threads, "bf16", notes)
     if precision is Precision.INT8_DYNAMIC:
         network, count = _dynamic_int8(model, per_channel)
         scales = "per channel" if per_channel else "per tensor"
@@ -158,8 +159,7 @@ class _TorchSession(Session):
         self._model = model
         self._threads = threads or torch.get_num_threads()
         self._precision = precision
-        first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        self._dtype, self._device = first.dtype, first.device
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     @property
     def precision_ran(self) -> str:
@@ -170,10 +170,23 @@ class _TorchSession(Session):
 
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        with torch.inference_mode():
-            tensor = torch.from_numpy(np.ascontiguousarray(values)).to(self._device, self._dtype)
+        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")
+        with torch.inference_mode(), autocast:
+            tensor = torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
             output: NDArray[np.float32] = self._model(tensor).float().cpu().numpy()
         return output
+
+
+def _with_bf16_weights(model: nn.Module) -> nn.Module:
+    """A copy whose convolutions and linear layers hold BF16; autocast brings their inputs to it."""
+    import torch
+    from torch import nn
+
+    network = copy.deepcopy(model).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            layer.to(torch.bfloat16)
+    return network
 
 
 def _dynamic_int8(model: nn.Module, per_channel: bool) -> tuple[nn.Module, int]:

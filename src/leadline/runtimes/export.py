@@ -1,0 +1,118 @@
+"""Export: from a network to a bundle that was proven against PyTorch before anybody can use it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leadline.bundle import Bundle, load_bundle, write_bundle
+from leadline.contract import Contract
+from leadline.errors import ContractError
+from leadline.output import atomic_folder, check_writable
+from leadline.runtimes.base import Exportable, ExportOptions, SessionOptions, bundle_contract, required
+from leadline.runtimes.calibration import calibration_inputs
+from leadline.runtimes.parity import check_parity, measure_parity
+from leadline.runtimes.torch_eager import open_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Inputs = Sequence[NDArray[np.float32]]
+
+PARITY_PICTURES = 4
+PARITY_SEED = 500_000  # far from the seeds of rendered calibration pictures
+
+
+def export_bundle(
+    source: Exportable,
+    runtime: str,
+    options: ExportOptions,
+    out: Path,
+    *,
+    pictures: str | Path | None = None,
+) -> Bundle:
+    """Export, run the result, compare it with PyTorch, and only then put it at `out`.
+
+    Args:
+        source: the network, as `leadline.reference.load_model` returns it.
+        runtime: name of the engine.
+        options: precision, size, calibration inputs and so on.
+        out: folder of the bundle; replaced if it is a bundle already.
+        pictures: data set or folder for the parity check; None takes rendered ones.
+
+    Returns:
+        The bundle; `details["parity"]` holds the figures, `details["precision_ran"]` what the engine computed in.
+
+    Raises:
+        ParityError: the file differs from PyTorch by more than its precision may; `out` is left as it was.
+        UnavailableError: the engine or an operator is missing.
+        ConfigError: options that contradict each other or the network.
+        NumericalError: the engine returns NaN or infinity.
+        OutputError: `out` cannot be written.
+    """
+    adapter = required(runtime)
+    check_writable(out.parent)
+    contract = bundle_contract(source.contract, options.size, options.dynamic)
+    with atomic_folder(out) as folder:
+        made = adapter.export(source, options, folder)
+        session = adapter.open(made, SessionOptions())
+        reference = open_model(source.model, source.contract)
+        figures: dict[str, Any] = {}
+        try:
+            for size in _sizes(contract):
+                inputs = calibration_inputs(pictures, source.contract, size, PARITY_PICTURES, seed=PARITY_SEED)
+                parity = measure_parity(session, reference, inputs)
+                check_parity(parity, options.precision, name=f"{source.name} {runtime} {options.precision}")
+                figures[f"{size[0]}x{size[1]}"] = parity.as_dict()
+            first = next(iter(figures.values()))
+            details = {**made.details, "precision_ran": session.precision_ran, "parity": first}
+            if len(figures) > 1:
+                details["parity_by_size"] = figures
+            if session.notes:
+                details["notes"] = session.notes
+        finally:
+            session.close()
+        write_bundle(
+            folder,
+            runtime=made.runtime,
+            precision=made.precision,
+            contract=made.contract,
+            size=made.size,
+            dynamic=made.dynamic,
+            lineage=[*made.lineage, _step(runtime, options, made.size)],
+            details=details,
+        )
+    return load_bundle(out)
+
+
+def _sizes(contract: Contract) -> list[tuple[int, int]]:
+    """The input's own size and, where it is open, a second one: a baked size would show there (pitfall 2)."""
+    spec = contract.input
+    sizes = [(spec.height, spec.width)]
+    if spec.dynamic:
+        for change in (1, -1, 2):
+            other = (spec.height + change * spec.multiple_of, spec.width + 2 * change * spec.multiple_of)
+            try:
+                sizes.append(contract.checked_size(other))
+                break
+            except ContractError:
+                continue
+    return sizes
+
+
+def _step(runtime: str, options: ExportOptions, size: tuple[int, int]) -> dict[str, Any]:
+    plain = replace(options, calibration=())
+    step: dict[str, Any] = {
+        "step": "export",
+        "runtime": runtime,
+        "precision": str(plain.precision),
+        "size": list(size),
+        "dynamic": plain.dynamic,
+    }
+    if options.calibration:
+        step |= {"calibration": plain.method, "calibration_pictures": len(options.calibration)}
+    return step

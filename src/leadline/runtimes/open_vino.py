@@ -1,0 +1,305 @@
+"""OpenVINO: FP32, FP16 weights, BF16, INT8 by NNCF; the arithmetic is always asked for and read back."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+import tempfile
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from leadline.bundle import write_bundle
+from leadline.errors import BundleError, ConfigError, UnavailableError
+from leadline.runtimes.base import (
+    Availability,
+    Exportable,
+    ExportOptions,
+    Precision,
+    Session,
+    SessionOptions,
+    bundle_contract,
+    needs_calibration,
+    refuse_precision,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx
+    from numpy.typing import NDArray
+
+    from leadline.bundle import Bundle
+
+FILE = "model.xml"
+INSTALL = 'pip install "leadline[openvino]"'
+HEAVY = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+# OpenVINO takes BF16 by itself where the CPU has it, at 2 to 4 % error (RUNTIMES.md pitfall 1): always say which.
+HINTS = {Precision.BF16: "bf16"}
+GROUP = 32  # activations that share a scale where OpenVINO quantises them while it runs; 0 would keep them in float
+
+
+class OpenVino:
+    """OpenVINO, on the CPU by default."""
+
+    name: ClassVar[str] = "openvino"
+    precisions: ClassVar[tuple[Precision, ...]] = tuple(Precision)
+
+    def availability(self) -> Availability:
+        """Whether openvino is installed; static INT8 needs nncf too, which the extra brings."""
+        if importlib.util.find_spec("openvino") is None:
+            return Availability(False, reason="openvino is not installed", install=INSTALL)
+        return Availability(True, version=importlib.metadata.version("openvino"))
+
+    def export(self, source: Exportable, options: ExportOptions, out: Path) -> Bundle:
+        """Write OpenVINO's IR (model.xml and model.bin).
+
+        Raises:
+            UnavailableError: openvino or nncf is missing, or the network cannot be exported.
+            ConfigError: static INT8 without calibration pictures, or dynamic INT8 of a network without matrix products.
+        """
+        from leadline.runtimes.onnx_export import export_onnx
+
+        refuse_precision(self, options)
+        needs_calibration(options)
+        contract = bundle_contract(source.contract, options.size, options.dynamic)
+        openvino = _import_openvino()
+        proto = export_onnx(source.model, contract)
+        details: dict[str, Any] = {}
+        if options.precision is Precision.INT8_STATIC and options.method == "entropy":
+            # NNCF has no entropy rule; OpenVINO reads the Q/DQ pairs that our own calibration wrote.
+            from leadline.runtimes.onnx_quantize import static_int8
+
+            proto, details = static_int8(proto, options, name=source.name)
+        network = _read_onnx(openvino, proto, source.name)
+        if options.precision is Precision.INT8_STATIC and options.method != "entropy":
+            network, details = _nncf_static(network, options, name=source.name)
+        elif options.precision is Precision.INT8_DYNAMIC:
+            network, details = _nncf_weights(network, name=source.name)
+        openvino.save_model(network, out / FILE, compress_to_fp16=options.precision is Precision.FP16)
+        return write_bundle(
+            out,
+            runtime=self.name,
+            precision=str(options.precision),
+            contract=contract,
+            size=(contract.input.height, contract.input.width),
+            dynamic=options.dynamic,
+            lineage=source.lineage,
+            details=details,
+        )
+
+    def open(self, bundle: Bundle, options: SessionOptions) -> Session:
+        """Compile the bundle's IR for the device.
+
+        Raises:
+            BundleError: OpenVINO cannot read the files.
+            ConfigError: there is no such device.
+        """
+        return _OpenVinoSession(bundle, options)
+
+
+RUNTIME = OpenVino()
+
+
+class _OpenVinoSession(Session):
+    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        super().__init__("openvino", bundle.contract)
+        openvino = _import_openvino()
+        core = openvino.Core()
+        device = options.device.upper()
+        if device not in core.available_devices:
+            why = f"it sees {', '.join(core.available_devices)}"
+            raise ConfigError("openvino cannot use the device", where=options.device, why=why, mend="use cpu")
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": HINTS.get(Precision(bundle.precision), "f32"),
+        }
+        if bundle.precision == Precision.INT8_DYNAMIC:
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
+        if options.threads:
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+        bundle.file("model.bin")
+        try:
+            self._compiled = core.compile_model(core.read_model(bundle.file(FILE)), device, settings)
+        except RuntimeError as error:
+            raise BundleError("openvino cannot load", where=bundle.file(FILE), why=_reason(error)) from error
+        self._request = self._compiled.create_infer_request()
+        self._one_by_one = self._compiled.input(0).partial_shape[0] == 1
+        self._precision = Precision(bundle.precision)
+
+    @property
+    def precision_ran(self) -> str:
+        return executed_precision(self._compiled, half_weights=self._precision is Precision.FP16)
+
+    def _infer(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._one_by_one and len(values) > 1:
+            return np.concatenate([self._infer(values[index : index + 1]) for index in range(len(values))])
+        result = self._request.infer([np.ascontiguousarray(values)], share_inputs=True)
+        output: NDArray[np.float32] = np.array(result[0], np.float32)
+        return output
+
+    def close(self) -> None:
+        del self._request, self._compiled
+
+
+def executed_precision(compiled: Any, *, half_weights: bool = False) -> str:
+    """What the compiled network computes convolutions and matrix products in, as its execution graph says.
+
+    Args:
+        compiled: an `openvino.CompiledModel`.
+        half_weights: the file holds FP16 weights.
+
+    Returns:
+        `fp32`, `fp32 (fp16 weights)`, `bf16`, `fp16`, or `int8 (38 of 40 layers)`.
+    """
+    dynamic = int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) > 0
+    names = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+    ran: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = node.get_rt_info()
+        if "layerType" in facts and facts["layerType"].value in HEAVY:
+            # The kernel's own name ends in its arithmetic, except where it quantises its activations by itself;
+            # runtimePrecision tells how the weights are stored.
+            kind = facts["primitiveType"].value.rsplit("_", 1)[-1].lower()
+            stored = facts["runtimePrecision"].value
+            if dynamic and facts["layerType"].value == "FullyConnected" and stored in ("i8", "u8"):
+                kind = stored
+            ran[names.get(kind, kind)] += 1
+    total = sum(ran.values())
+    if not total:
+        return "unknown"
+    if ran["int8"]:
+        return f"int8 ({ran['int8']} of {total} layers)"
+    most, count = ran.most_common(1)[0]
+    label = most if count == total else f"{most} ({count} of {total} layers)"
+    return f"{label} (fp16 weights)" if half_weights and most != "fp16" else label
+
+
+def _read_onnx(openvino: Any, proto: onnx.ModelProto, name: str) -> Any:
+    with tempfile.TemporaryDirectory(prefix="leadline-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(proto.SerializeToString())
+        try:
+            # The weights are mapped from the file; converting at once frees us to remove it.
+            return openvino.convert_model(path)
+        except RuntimeError as error:
+            why, mend = _reason(error), "export it to onnxruntime"
+            raise UnavailableError("openvino cannot convert", where=name, why=why, mend=mend) from error
+
+
+def _nncf_static(network: Any, options: ExportOptions, *, name: str) -> tuple[Any, dict[str, Any]]:
+    """Static INT8 by NNCF: U8 or symmetric S8 activations, S8 weights, bias correction."""
+    nncf = _import_nncf()
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+    from nncf.quantization.range_estimator import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        RangeEstimatorParametersSet,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
+
+    ranges = RangeEstimatorParametersSet.MINMAX
+    if options.method == "percentile":
+        outside = 1 - options.percentile / 100
+        low, high = (
+            StatisticsCollectorParameters(kind, AggregatorType.MEAN, quantile_outlier_prob=outside)
+            for kind in (StatisticsType.QUANTILE, StatisticsType.QUANTILE)
+        )
+        ranges = RangeEstimatorParameters(min=low, max=high)
+    transformer = _is_transformer(network)
+    with _quiet():
+        quantised = nncf.quantize(
+            network,
+            nncf.Dataset(list(options.calibration)),
+            preset=nncf.QuantizationPreset.PERFORMANCE if options.symmetric else nncf.QuantizationPreset.MIXED,
+            subset_size=len(options.calibration),
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            ignored_scope=nncf.IgnoredScope(names=list(options.exclude)) if options.exclude else None,
+            advanced_parameters=AdvancedQuantizationParameters(
+                activations_range_estimator_params=ranges,
+                weights_quantization_params=QuantizationParameters(per_channel=options.per_channel),
+            ),
+        )
+    details: dict[str, Any] = {
+        "quantiser": f"nncf {importlib.metadata.version('nncf')}",
+        "per_channel": options.per_channel,
+        "symmetric": options.symmetric,
+        "calibration": options.method,
+        "calibration_pictures": len(options.calibration),
+        "model_type": "transformer" if transformer else "cnn",
+        "excluded": list(options.exclude),
+    }
+    return quantised, details
+
+
+def _nncf_weights(network: Any, *, name: str) -> tuple[Any, dict[str, Any]]:
+    """INT8 weights of the matrix products; OpenVINO quantises their activations while it runs, where the CPU can."""
+    if not any(op.get_type_name() == "MatMul" for op in network.get_ordered_ops()):
+        why = "OpenVINO quantises only matrix products while it runs, and this network has none"
+        raise ConfigError("nothing to quantise dynamically in", where=name, why=why, mend="use int8-static")
+    nncf = _import_nncf()
+    convolutions = ["Convolution", "GroupConvolution", "ConvolutionBackpropData"]
+    with _quiet():
+        compressed = nncf.compress_weights(
+            network,
+            mode=nncf.CompressWeightsMode.INT8_ASYM,
+            ignored_scope=nncf.IgnoredScope(types=convolutions, validate=False),
+        )
+    return compressed, {"quantiser": f"nncf {importlib.metadata.version('nncf')}"}
+
+
+def _is_transformer(network: Any) -> bool:
+    attention = {"Softmax", "SoftMax", "ScaledDotProductAttention"}
+    return any(op.get_type_name() in attention for op in network.get_ordered_ops())
+
+
+def _import_openvino() -> Any:
+    if importlib.util.find_spec("openvino") is None:
+        raise UnavailableError("runtime openvino is not available", why="openvino is not installed", mend=INSTALL)
+    _refuse_telemetry()
+    import openvino
+
+    return openvino
+
+
+def _import_nncf() -> Any:
+    if importlib.util.find_spec("nncf") is None:
+        raise UnavailableError("INT8 for openvino needs nncf", why="nncf is not installed", mend=INSTALL)
+    _refuse_telemetry()
+    with _quiet():
+        import nncf
+    return nncf
+
+
+def _refuse_telemetry() -> None:
+    """Importing OpenVINO or NNCF reports to a web address; both keep silent where that package cannot be imported."""
+    if "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF draws progress bars on stdout and announces its versions; both would mix with the command's own output."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
