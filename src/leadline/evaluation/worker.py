@@ -1,6 +1,7 @@
-"""The process that measures one candidate: `python -m leadline.evaluation.worker`, JSON lines in and out.
+"""A process that opens one model and times it when told: `python -m leadline.evaluation.worker`.
 
-Orders: `{"open": REF, "threads": T, "size": [h, w] or null}`, then `{"time": RUNS}` and `{"memory": 1}` at will.
+Orders come as JSON lines on stdin, answers go as JSON lines to stdout; whatever an engine prints goes to stderr. A
+crash, abort or hang of the engine costs this process only. `leadline.evaluation.isolation` is the other end.
 """
 
 from __future__ import annotations
@@ -8,60 +9,97 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
 
 from leadline.errors import LeadlineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from leadline.runtimes.base import Session
+
+PICTURE = (480, 640)  # (height, width) of the picture that preparing and restoring are timed on
+
+
+class Worker:
+    """Holds one session and answers orders about it."""
+
+    def open(self, ref: str, threads: int, device: str, size: list[int] | None) -> dict[str, Any]:
+        """Open the model; returns what is known about it."""
+        from leadline.evaluation.memory import resident_mib
+        from leadline.reference import open_session
+        from leadline.runtimes.base import SessionOptions
+
+        before = resident_mib()
+        wanted = (size[0], size[1]) if size else None
+        started = time.perf_counter()
+        self.session: Session = open_session(ref, SessionOptions(threads=threads, device=device), wanted)
+        loaded = 1e3 * (time.perf_counter() - started)
+        spec = self.session.contract.input
+        self.contract = self.session.contract
+        fixed = spec.model_copy(update={"resize": "stretch"})
+        self.picture = np.random.default_rng(0).integers(0, 256, (*PICTURE, 3), np.uint8)
+        self.values = self.contract.model_copy(update={"input": fixed}).prepare(self.picture)
+        self.baseline = before
+        return {
+            "engine": self.session.engine,
+            "name": self.contract.name,
+            "size": [spec.height, spec.width],
+            "load_ms": loaded,
+            "notes": self.session.notes,
+        }
+
+    def run(self, runs: int) -> dict[str, Any]:
+        """Time the engine alone; milliseconds of each run."""
+        return {"ms": timed(lambda: self.session.run(self.values), runs)}
+
+    def around(self, runs: int) -> dict[str, Any]:
+        """Time preparing a 480 x 640 picture and restoring the map to its size; milliseconds of each run."""
+        output = self.session.run(self.values)
+        return {
+            "pre_ms": timed(lambda: self.contract.prepare(self.picture), runs),
+            "post_ms": timed(lambda: self.contract.restore(output, PICTURE), runs),
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """Peak memory, and then, since finding it may cost some, the precision that ran."""
+        from leadline.evaluation.memory import peak_mib
+
+        peak = peak_mib()
+        return {"peak_mib": peak, "model_mib": peak - self.baseline, "precision_ran": self.session.precision_ran}
+
+
+def timed(call: Callable[[], object], runs: int) -> list[float]:
+    """Milliseconds of each of `runs` calls."""
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - started) / 1e6)
+    return times
+
+
+def serve(orders: TextIO, answers: TextIO) -> None:
+    """Answer orders until stdin ends."""
+    worker = Worker()
+    for line in orders:
+        order = json.loads(line)
+        try:
+            answer = getattr(worker, order.pop("do"))(**order)
+        except LeadlineError as error:
+            answer = {"error": str(error), "kind": type(error).__name__}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 def main() -> None:
-    """Obey orders until stdin ends; every answer is one line."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever an engine prints goes to stderr
-    session: Session | None = None
-    size: tuple[int, int] | None = None
-    for line in sys.stdin:
-        order: dict[str, Any] = json.loads(line)
-        try:
-            if "open" in order:
-                size = (order["size"][0], order["size"][1]) if order["size"] else None
-                session, answer = _open(order["open"], order["threads"], size)
-            elif session is None:
-                answer = {"error": "nothing is open"}
-            elif "time" in order:
-                from leadline.evaluation.latency import time_session
-
-                answer = dict(time_session(session, order["time"], size))
-            else:
-                answer = {"peak_mib": peak_mib()}
-        except LeadlineError as error:
-            answer = {"error": str(error)}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-def _open(ref: str, threads: int, size: tuple[int, int] | None) -> tuple[Session, dict[str, Any]]:
-    from leadline.reference import open_session
-    from leadline.runtimes.base import SessionOptions
-
-    session = open_session(ref, SessionOptions(threads=threads), size)
-    spec = session.contract.input
-    facts = {
-        "engine": session.engine,
-        "precision_ran": session.precision_ran,
-        "size": list(size or (spec.height, spec.width)),
-        "notes": session.notes,
-    }
-    return session, facts
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far, MiB."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    """Keep the real stdout for answers, point everybody else's at stderr, and serve."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(sys.stdin, answers)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, get_args
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from leadline.contract import Contract
 
 Calibration = Literal["minmax", "percentile", "entropy"]
+CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 
 RUNTIMES = {
     "torch": "leadline.runtimes.torch_eager",

@@ -1,0 +1,200 @@
+"""`leadline benchmark`: latency, memory, size, MACs and parameters of models, side by side."""
+
+from __future__ import annotations
+
+import itertools
+import json as json_module
+import string
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leadline.cli.options import Json, References, Size, Threads, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from leadline.evaluation.latency import Timing
+
+HELP = """Measure latency, memory and size of models; the first is what the others are compared with.
+
+Each model runs in a process of its own, so that an engine that crashes costs one row. Each is timed in turn with the
+first (A B, B A, ...), after a warm-up, with its threads pinned. Milliseconds are those of one picture in the engine
+alone; preparing a 480 x 640 picture and restoring the map are timed apart. `ratio` is the median over the rounds with
+its quartiles; below 1 is faster. A row that cannot be measured says why, and the exit status is then 1."""
+
+EXAMPLES = (
+    "leadline benchmark leadline-s-indoor",
+    "leadline benchmark random:fastdepth random:fastdepth-pruned --runs 50",
+    "leadline export leadline-s-indoor --runtime onnxruntime --out runs/fp32",
+    "leadline benchmark leadline-s-indoor runs/fp32 --threads 1 --runs 200 --json",
+)
+
+
+@dataclass
+class Row:
+    """One model of the table."""
+
+    timing: Timing
+    size_mb: float | None
+    macs: int | None
+    parameters: int | None
+
+
+def command(
+    references: References,
+    *,
+    threads: Threads = 1,
+    runs: Annotated[int, typer.Option("--runs", "-n", min=1, help="Timed runs of each model.")] = 100,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Runs of each model before them.")] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns that the runs are spread over.")] = 10,
+    device: Annotated[str, typer.Option("--device", help="Device or provider, by the engine's own name.")] = "cpu",
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1.0, help="Seconds until an engine counts as hanging.")
+    ] = 600.0,
+    size: Size = None,
+    json: Json = False,
+) -> None:
+    """Measure latency, memory and size of models; the first is what the others are compared with."""
+    from leadline.evaluation.isolation import Job
+    from leadline.evaluation.latency import compare
+    from leadline.evaluation.machine import this_machine
+
+    wanted = parse_size(size)
+    first, *others = [Job(reference, threads, device, wanted) for reference in references]
+    with _progress(len(references), json) as on_done:
+        timings = compare(
+            first, others, runs=runs, warmup=warmup, rounds=rounds, timeout=timeout, on_done=lambda timing: on_done()
+        )
+    rows = [_row(timing) for timing in timings]
+    machine = this_machine()
+    if json:
+        values = {"machine": machine.as_dict(), "rows": [_as_dict(row) for row in rows]}
+        typer.echo(json_module.dumps(values, indent=2, allow_nan=False))
+    else:
+        _print(rows, str(machine), threads)
+    failed = sum(bool(row.timing.failure) for row in rows)
+    if failed:
+        raise typer.Exit(2 if failed == len(rows) else 1)
+
+
+def _row(timing: Timing) -> Row:
+    """Add what can be said without running: size on disk, multiply-accumulates, parameters."""
+    from leadline.errors import LeadlineError
+
+    if timing.failure:
+        return Row(timing, None, None, None)
+    try:
+        return Row(timing, _size_mb(timing.ref), *_counts(timing.ref, timing.size))
+    except LeadlineError:  # an ONNX file holds no network to count
+        return Row(timing, _size_mb(timing.ref), None, None)
+
+
+def _size_mb(reference: str) -> float | None:
+    """MB (10^6 bytes) of the files that the engine reads; None for what is no file here (random:, hf:)."""
+    from leadline.bundle import load_bundle
+    from leadline.manifest import manifest_kind
+    from leadline.reference import zoo
+
+    path = zoo().get(reference, Path(reference))
+    if path.is_file():
+        return path.stat().st_size / 1e6
+    kind = manifest_kind(path)
+    if kind == "bundle":
+        return load_bundle(path).size_bytes / 1e6
+    if kind == "checkpoint":
+        return (path / "weights.safetensors").stat().st_size / 1e6
+    return None
+
+
+def _counts(reference: str, size: tuple[int, int]) -> tuple[int | None, int | None]:
+    from leadline.bundle import load_bundle
+    from leadline.evaluation.complexity import count_macs, count_parameters
+    from leadline.manifest import manifest_kind
+    from leadline.reference import load_model
+
+    if manifest_kind(Path(reference)) == "bundle":  # no network to count; `leadline export` wrote it down
+        written = load_bundle(Path(reference)).measurements()
+        return written.get("macs"), written.get("parameters")
+    model = load_model(reference).model
+    return count_macs(model, size), count_parameters(model)
+
+
+def _as_dict(row: Row) -> dict[str, Any]:
+    extra = {"size_mb": row.size_mb, "macs": row.macs, "parameters": row.parameters}
+    latency = row.timing.latency
+    return {**row.timing.as_dict(), **extra, "fps": latency.fps if latency else None}
+
+
+def _print(rows: list[Row], machine: str, threads: int) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.print(f"{machine}, {threads or 'engine-chosen'} thread{'' if threads == 1 else 's'}, batch 1")
+    speed, size = (Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False) for _ in range(2))
+    for table, titles in ((speed, SPEED), (size, SIZE)):
+        table.add_column("")
+        for title in titles:
+            table.add_column(title, justify="right", no_wrap=True)
+    for letter, row in zip(_letters(), rows, strict=False):
+        if row.timing.failure:
+            console.print(f"{letter}: {row.timing.ref}: skipped: {row.timing.failure}")
+            continue
+        height, width = row.timing.size
+        how = f"{row.timing.engine} {row.timing.precision_ran}, input {height}x{width}"
+        console.print(f"{letter}: {row.timing.ref}: {how}")
+        for note in row.timing.notes:
+            console.print(f"   {note}")
+        speed.add_row(letter, *_speed(row))
+        size.add_row(letter, *_size(row))
+    if speed.row_count:
+        console.print(speed)
+        console.print(size)
+
+
+SPEED = ("ms", "IQR", "p95", "p99", "pre", "post", "FPS", "ratio to A", "quartiles")
+SIZE = ("peak MiB", "of it model", "file MB", "G MACs", "M parameters", "load ms")
+
+
+def _speed(row: Row) -> list[str]:
+    latency, ratio = row.timing.latency, row.timing.ratio
+    assert latency is not None
+    times = (latency.p50, latency.iqr, latency.p95, latency.p99, latency.pre, latency.post)
+    compared = [f"{ratio.value:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}"] if ratio else ["-", "-"]
+    return [*[f"{time:.2f}" for time in times], f"{latency.fps:.1f}", *compared]
+
+
+def _size(row: Row) -> list[str]:
+    timing = row.timing
+    millions = row.parameters / 1e6 if row.parameters is not None else None
+    billions = row.macs / 1e9 if row.macs is not None else None
+    figures = ((timing.peak_mib, 0), (timing.model_mib, 0), (row.size_mb, 2), (billions, 3), (millions, 2))
+    cells = [f"{value:.{digits}f}" if value is not None else "-" for value, digits in figures]
+    return [*cells, f"{timing.load_ms:.0f}" if timing.load_ms is not None else "-"]
+
+
+def _letters() -> Iterator[str]:
+    """A, B ... Z, A2, B2 ..."""
+    for number in itertools.count():
+        for letter in string.ascii_uppercase:
+            yield letter + (str(number + 1) if number else "")
+
+
+@contextmanager
+def _progress(total: int, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=total)
+        yield lambda: bar.advance(task)

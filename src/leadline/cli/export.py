@@ -1,0 +1,163 @@
+"""`leadline export`: a model as a bundle for one runtime and precision, proven against PyTorch."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from leadline.cli.options import Json, Reference, Size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from leadline.bundle import Bundle
+
+HELP = """Turn a model into a bundle that a runtime runs.
+
+Runtimes: torch, onnxruntime, openvino (see `leadline doctor`). Precisions: fp32, fp16, bf16, int8-dynamic, int8-static;
+an engine refuses those that it does not have. Static INT8 is calibrated on the pictures of --calibration (a folder or
+a data set; without it, rendered rooms and streets). The bundle is compared with PyTorch at once: a difference that its
+precision does not explain is an error, and nothing is written. What the engine really computes in is read back."""
+
+EXAMPLES = (
+    "leadline export leadline-s-indoor --runtime onnxruntime --out runs/fp32",
+    "leadline export leadline-s-indoor --runtime openvino --precision int8-static --out runs/int8",
+    "leadline export leadline-s-indoor -r onnxruntime -p int8-static --calibration PICTURES --method percentile -o OUT",
+    "leadline export random:depth-anything-v2-small -r openvino --dynamic --out runs/any-size",
+)
+
+
+def command(
+    reference: Reference,
+    *,
+    runtime: Annotated[str, typer.Option("--runtime", "-r", metavar="R", help="Engine: torch, onnxruntime, openvino.")],
+    precision: Annotated[str, typer.Option("--precision", "-p", metavar="P", help="Arithmetic to ask for.")] = "fp32",
+    calibration: Annotated[
+        Optional[str],  # noqa: UP045  typer reads the annotation at run time
+        typer.Option("--calibration", "-c", metavar="DIR|DATA", help="Pictures for static INT8: folder or data set."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="At most so many calibration pictures.")] = 100,
+    method: Annotated[
+        str, typer.Option("--method", help="How activation ranges are found: minmax, percentile or entropy.")
+    ] = "minmax",
+    percentile: Annotated[float, typer.Option("--percentile", help="Of |x| that --method percentile keeps.")] = 99.99,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel/--per-tensor", help="One weight scale per output channel, or one for all.")
+    ] = True,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="Activation ranges symmetric about zero (static INT8).")
+    ] = False,
+    exclude: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--exclude", metavar="NODE", help="A graph node that stays in float; may be given again."),
+    ] = None,
+    size: Size = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Leave batch, height and width open, where the network allows it.")
+    ] = False,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the bundle. [default: NAME-RUNTIME-PRECISION]"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Turn a model into a bundle that a runtime runs."""
+    from leadline.errors import ConfigError, closest
+    from leadline.output import check_writable
+    from leadline.runtimes.base import CALIBRATIONS, Precision, required
+
+    required(runtime)
+    if precision not in list(Precision):
+        raise ConfigError("unknown precision", where=precision, mend=closest(precision, list(Precision)))
+    if method not in CALIBRATIONS:
+        raise ConfigError("unknown calibration method", where=method, mend=closest(method, CALIBRATIONS))
+    if calibration is not None and precision != Precision.INT8_STATIC:
+        mend = "leave --calibration out, or ask for int8-static"
+        raise ConfigError("nothing to calibrate", where=precision, mend=mend)
+    folder = out or Path(f"{_plain(reference)}-{runtime}-{precision}")
+    check_writable(folder.parent)
+
+    from leadline.evaluation.complexity import count_macs, count_parameters
+    from leadline.reference import load_model
+    from leadline.runtimes.base import ExportOptions
+    from leadline.runtimes.calibration import calibration_inputs
+    from leadline.runtimes.export import export_bundle
+
+    with _status(json) as tell:
+        tell("loading")
+        loaded, wanted = load_model(reference), parse_size(size)
+        inputs = []
+        if precision == Precision.INT8_STATIC:
+            tell("preparing calibration pictures")
+            inputs = calibration_inputs(calibration, loaded.contract, wanted, count)
+        tell("exporting and comparing with PyTorch")
+        options = ExportOptions(
+            precision=Precision(precision),
+            size=wanted,
+            dynamic=dynamic,
+            calibration=inputs,
+            method=method,
+            percentile=percentile,
+            per_channel=per_channel,
+            symmetric=symmetric,
+            exclude=tuple(exclude or ()),
+        )
+        bundle = export_bundle(loaded, runtime, options, folder)
+        tell("counting")
+        counts = {
+            "macs": count_macs(loaded.model, bundle.size),
+            "parameters": count_parameters(loaded.model),
+        }
+        bundle.write_measurements(counts)
+    facts = _facts(bundle) | counts
+    typer.echo(json_module.dumps(facts, indent=2, allow_nan=False) if json else _text(facts))
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle.folder),
+        "runtime": bundle.runtime,
+        "precision": bundle.precision,
+        "size": list(bundle.size),
+        "dynamic": bundle.dynamic,
+        "bytes": bundle.size_bytes,
+        "details": bundle.details,
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    details, parity = facts["details"], facts["details"]["parity"]
+    height, width = facts["size"]
+    lines = [
+        f"{facts['bundle']}: {facts['runtime']} {facts['precision']}, input {height}x{width} (height x width)"
+        + (", any size its contract allows" if facts["dynamic"] else "")
+        + f", {facts['bytes'] / 1e6:.2f} MB",
+        f"computes in: {details['precision_ran']}",
+        f"against PyTorch fp32 on {parity['pictures']} rendered pictures: mean |difference| {parity['mean_abs']:.3g} "
+        f"({parity['relative']:.2%} of the spread), largest {parity['max_abs']:.3g}, "
+        f"δ1 {parity['delta1']:.4f}, correlation {parity['correlation']:.5f}",
+    ]
+    lines += [f"note: {note}" for note in details.get("notes", ())]
+    return "\n".join(lines)
+
+
+def _plain(reference: str) -> str:
+    name = reference.removeprefix("hf:").removeprefix("random:").rstrip("/")
+    return Path(name).name or "model"
+
+
+@contextmanager
+def _status(quiet: bool) -> Iterator[Any]:
+    """What is being done now, on stderr where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda what: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield status.update
