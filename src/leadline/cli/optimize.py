@@ -93,6 +93,8 @@ def _print(found: Optimized) -> None:
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)  # a file or a pipe has no width to keep to
     console.print(_table(found))
     for row in found.outcome.rows:
         if row.status != "measured":

@@ -17,9 +17,13 @@ JOBS = ("export", "evaluate")
 
 
 class JobError(LeadlineError):
-    """A job in a process of its own that gave no result; the message says how it ended."""
+    """A job in a process of its own that gave no result; the message says how it ended.
+
+    `cause` names the class of the error that the job raised; empty where the process crashed or hung.
+    """
 
     exit_status = 1
+    cause = ""
 
 
 def run_isolated(job: str, arguments: dict[str, Any], *, threads: int = 1, timeout: float = 1800.0) -> dict[str, Any]:
@@ -68,7 +72,9 @@ def run_isolated(job: str, arguments: dict[str, Any], *, threads: int = 1, timeo
             raise JobError(f"{job} ended without a result", why=_ending(process.returncode, complaints))
         result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in result:
-        raise JobError(result["error"])
+        error = JobError(result["error"])
+        error.cause = result["cause"]
+        raise error
     return result
 
 

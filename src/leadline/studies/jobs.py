@@ -110,7 +110,7 @@ def main() -> None:
     try:
         answer = jobs[order["job"]](**order["arguments"])
     except LeadlineError as error:
-        answer = {"error": str(error)}
+        answer = {"error": str(error), "cause": type(error).__name__}
     write_atomic(Path(order["answer"]), json.dumps(answer).encode())
 
 

@@ -13,7 +13,7 @@ from leadline import __version__
 from leadline.depth import Kind
 from leadline.errors import ConfigError, LeadlineError
 from leadline.runtimes.base import RUNTIMES, Precision, runtime
-from leadline.studies.isolated import run_isolated
+from leadline.studies.isolated import JobError, run_isolated
 from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
 from leadline.studies.store import Store
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from leadline.runtimes.base import Runtime
 
 REFERENCE_RUNTIME, REFERENCE_PRECISION = "torch", "fp32"
-WARMUP = 10  # runs before the timed ones
+WARMUP, ROUNDS = 10, 6  # runs before the timed ones; turns of candidate and reference
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def run_study(
         for number, cell in enumerate(plan):
             key = _key(study, cell, loaded, machine)
             row = store.get(key)
-            if row is None or row.status is Status.SKIPPED:
+            if row is None:
                 tell = _teller(on_cell, number, len(plan), cell)
                 if cell.size not in facts:
                     facts[cell.size] = count_macs(loaded.model, cell.size), count_parameters(loaded.model)
@@ -194,7 +194,11 @@ def _measure(
     panel.parent.mkdir(parents=True, exist_ok=True)
     try:
         tell("export")
-        exported = _exported(study, cell, bundle)
+        try:
+            exported = _exported(study, cell, bundle)
+        except JobError as error:
+            refused = error.cause in ("ConfigError", "UnavailableError")
+            return _ended(base, Status.SKIPPED if refused else Status.FAILED, str(error)), {}
         tell("accuracy")
         found = run_isolated(
             "evaluate",
@@ -281,24 +285,34 @@ def _accuracy(study: Study, found: dict[str, Any], reference: dict[str, str] | N
 
 
 def _speed(study: Study, bundle: Path, reference: Path | None) -> tuple[Latency, float]:
-    """Latency in turn with the reference, and peak memory (MiB)."""
-    from leadline.evaluation.measure import measure
+    """Latency in turn with the reference, and peak memory (MiB).
 
-    refs = [str(bundle)] if reference is None else [str(reference), str(bundle)]
-    speed = measure(refs, threads=study.threads, runs=study.runs, warmup=WARMUP)[-1]
+    Raises:
+        LeadlineError: the engine crashed, hung or refused in its process.
+    """
+    from leadline.evaluation.isolation import Job
+    from leadline.evaluation.latency import compare
+
+    candidate = Job(str(bundle), study.threads)
+    others = [] if reference is None else [candidate]
+    first = candidate if reference is None else Job(str(reference), study.threads)
+    timing = compare(first, others, runs=study.runs, warmup=WARMUP, rounds=ROUNDS)[-1]
+    if timing.latency is None or timing.peak_mib is None:
+        raise LeadlineError("no latency", where=bundle.name, why=timing.failure)
+    found = timing.latency
     latency = Latency(
-        p50=speed.run.p50,
-        p95=speed.run.p95,
-        p99=speed.run.p99,
-        iqr=speed.run.iqr,
-        runs=speed.run.runs,
-        warmup=WARMUP,
-        threads=study.threads,
-        pre=speed.pre.p50,
-        post=speed.post.p50,
-        reference_p50=speed.reference_p50,
+        p50=found.p50,
+        p95=found.p95,
+        p99=found.p99,
+        iqr=found.iqr,
+        runs=found.runs,
+        warmup=found.warmup,
+        threads=found.threads,
+        pre=found.pre,
+        post=found.post,
+        reference_p50=timing.ratio.reference_p50 if timing.ratio else found.p50,
     )
-    return latency, speed.peak_mib
+    return latency, timing.peak_mib
 
 
 def _size_mb(bundle: Path) -> float:
