@@ -150,7 +150,8 @@ class Contract(_Frozen):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise ContractError("a picture must be uint8 H x W x 3", why=f"got {image.dtype} {image.shape}")
         spec = self.input
-        resized = resize(image, self.size_for(*image.shape[:2], size), spec.interpolation, antialias=spec.antialias)
+        height, width = image.shape[:2]
+        resized = resize(image, self.size_for(height, width, size), spec.interpolation, antialias=spec.antialias)
         return self.normalise(resized)[None]
 
     def normalise(self, pixels: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
@@ -160,7 +161,7 @@ class Contract(_Frozen):
         for target, source in enumerate(order):
             plane = pixels[:, :, source]
             if pixels.dtype == np.uint8:
-                np.take(self._tables[target], plane, out=out[target], mode="clip")
+                np.take(self._tables[target], plane.view(np.uint8), out=out[target], mode="clip")
             else:
                 gain, offset = self.affine[target]
                 np.multiply(plane, gain, out=out[target])

@@ -212,7 +212,7 @@ class Builder:
             radius=rounds[:, 3],
             height=rounds[:, 4],
             casts=np.concatenate([faces[:, 11], rounds[:, 5]]) > 0,
-            moving=np.concatenate([faces[:, 12:14], rounds[:, 6:8]]).any(axis=1),
+            moving=np.count_nonzero(np.concatenate([faces[:, 12:14], rounds[:, 6:8]]), axis=1) > 0,
             tile=np.array([paint.tile for paint in paints], np.int32),
             repeat=repeat.astype(np.float32),
             colour=np.array([paint.colour for paint in paints], np.float32).T.copy(),

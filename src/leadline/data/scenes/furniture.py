@@ -124,8 +124,8 @@ def shelf(b: Builder, r: Random, w: float, d: float, room: float) -> None:
     """An open shelf with boards, books and boxes."""
     paint, h, levels = timber(r), r.uniform(0.8, min(2.2, room - 0.1)), r.randint(2, 6)
     d = min(d, 0.4)
-    for x in (-1, 1):
-        b.box(x * (w / 2 - 0.01), 0, 0, 0.02, d, h, paint)
+    for side in (-1, 1):
+        b.box(side * (w / 2 - 0.01), 0, 0, 0.02, d, h, paint)
     b.panel(0, d / 2 - 0.005, 0, w, h, paint)
     step = h / levels
     for i in range(levels + 1):

@@ -144,8 +144,7 @@ def _screen_boxes(
     low_x, high_x = np.where(usable, x, np.inf).min(axis=1), np.where(usable, x, -np.inf).max(axis=1)
     low_y, high_y = np.where(usable, y, np.inf).min(axis=1), np.where(usable, y, -np.inf).max(axis=1)
     box = np.stack([np.ceil(low_y - 0.5), np.floor(high_y + 0.5), np.ceil(low_x - 0.5), np.floor(high_x + 0.5)], axis=1)
-    limit = np.array([view.height, view.height, view.width, view.width])
-    return np.clip(box, 0, limit).astype(np.int64)
+    return _on_screen(box, view)
 
 
 def _draw_rounds(hits: Hits, surfaces: Surfaces, view: View) -> None:
@@ -197,7 +196,13 @@ def _round_boxes(surfaces: Surfaces, view: View) -> NDArray[np.int64]:
     k = view.intrinsics
     px, py = k.fx * corners[..., 0] / depth + k.cx, k.fy * corners[..., 1] / depth + k.cy
     box = np.stack([py.min(1) - 1, py.max(1) + 2, px.min(1) - 1, px.max(1) + 2], axis=1)
-    limit = np.array([view.height, view.height, view.width, view.width])
     box[(corners[..., 2] <= NEAR).any(axis=1)] = [0, view.height, 0, view.width]
     box[(corners[..., 2] <= NEAR).all(axis=1)] = 0
-    return np.clip(box, 0, limit).astype(np.int64)
+    return _on_screen(box, view)
+
+
+def _on_screen(boxes: NDArray[np.float64], view: View) -> NDArray[np.int64]:
+    """Pixel rectangles (y0, y1, x0, x1) without what lies outside the picture."""
+    limit = np.array([view.height, view.height, view.width, view.width])
+    inside: NDArray[np.float64] = np.clip(boxes, 0, limit)
+    return inside.astype(np.int64)

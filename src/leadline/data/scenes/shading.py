@@ -56,7 +56,7 @@ def shade(
     """
     ids = hits.surface.reshape(-1)
     near = hits.nearness.reshape(-1)
-    z = 1 / np.maximum(near, np.float32(1e-5))
+    z: Plane = np.divide(1, np.maximum(near, np.float32(1e-5)))
     rays = world_rays(view)
     points = rays * z + view.pose[:3, 3].astype(np.float32)[:, None]
 
@@ -98,7 +98,8 @@ def _direct(light: Light, points: Plane, facing: Plane) -> Plane:
         return facing
     offset = points - np.array(light.position, np.float32)[:, None]
     square = np.einsum("ij,ij->j", offset, offset)
-    return facing / (np.sqrt(square) + np.float32(0.05)) / (1 + square / np.float32(light.reach**2))
+    fallen: Plane = facing / (np.sqrt(square) + np.float32(0.05)) / (1 + square / np.float32(light.reach**2))
+    return fallen
 
 
 def _shade_rounds(
@@ -138,8 +139,8 @@ def _texture(
     scale[rounds:] *= 0.02
     footprint = scale[ids] * z * z
     footprint *= np.where(ids < rounds, z, 1)
-    level = np.log2(np.maximum(footprint, 1)) * np.float32(0.5)
-    level = np.minimum(level.astype(np.int32), LEVELS - 1)
+    halvings = np.log2(np.maximum(footprint, 1)) * np.float32(0.5)
+    level = np.minimum(halvings.astype(np.int32), LEVELS - 1)
 
     across = u * _per_surface(surfaces.repeat[:, 0])[ids]
     climb = v * _per_surface(surfaces.repeat[:, 1])[ids]
@@ -167,14 +168,14 @@ def _shadow_bias(light: Light, facing: Plane) -> Plane:
         return np.full_like(facing, 1.03)
     cosine = np.clip(facing, 0.1, 1)
     texel = 2 * SUN_RADIUS / SHADOW_SIZE
-    return 1 + np.float32(texel / SUN_AWAY) * (np.float32(0.5) + np.sqrt(1 - cosine * cosine) / cosine)
+    slope: Plane = np.sqrt(1 - cosine * cosine) / cosine
+    return 1 + np.float32(texel / SUN_AWAY) * (np.float32(0.5) + slope)
 
 
 def _lit(light: Light, surfaces: Surfaces, points: Plane, bias: Plane, view: View) -> Plane:
     """1 in light, 0 in shadow: a depth map seen from the light, looked up at each point."""
     lamp_view = _light_view(light, view)
-    thrown = replace(surfaces, **_only(surfaces, surfaces.casts))
-    nearest = cast(thrown, lamp_view).nearness
+    nearest = cast(_casting(surfaces), lamp_view).nearness
     to_lamp = lamp_view.pose[:3, :3].T
     shift = (to_lamp @ lamp_view.pose[:3, 3]).astype(np.float32)[:, None]
     x, y, z = to_lamp.astype(np.float32) @ points - shift
@@ -192,12 +193,20 @@ def _lit(light: Light, surfaces: Surfaces, points: Plane, bias: Plane, view: Vie
     return soft
 
 
-def _only(surfaces: Surfaces, keep: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:
-    faces, rounds = keep[: len(surfaces.corner)], keep[len(surfaces.corner) :]
-    chosen: dict[str, NDArray[np.generic]] = {
-        name: getattr(surfaces, name)[faces] for name in ("corner", "along", "up", "taper", "disc")
-    }
-    return chosen | {name: getattr(surfaces, name)[rounds] for name in ("centre", "radius", "height")}
+def _casting(surfaces: Surfaces) -> Surfaces:
+    """The surfaces that throw a shadow, in shape only: their paint stays that of all surfaces."""
+    faces, rounds = np.split(surfaces.casts, [len(surfaces.corner)])
+    return replace(
+        surfaces,
+        corner=surfaces.corner[faces],
+        along=surfaces.along[faces],
+        up=surfaces.up[faces],
+        taper=surfaces.taper[faces],
+        disc=surfaces.disc[faces],
+        centre=surfaces.centre[rounds],
+        radius=surfaces.radius[rounds],
+        height=surfaces.height[rounds],
+    )
 
 
 def _light_view(light: Light, view: View) -> View:

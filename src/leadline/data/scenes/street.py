@@ -286,11 +286,11 @@ def vehicle(b: Builder, r: Random) -> None:
         b.box(0, 0, 0.4, w, length, high - 0.4, body)
         band = Paint(Tile.FACADE_GLASS, 2.4, (0.5, 0.5, 0.55), snap=True)
         b.box(0, 0, 0.5 * high, w + 0.02, length + 0.02, 0.3 * high, band)
-    for x in (-1, 1):
-        for y in (-0.31, 0.31):
+    for side in (-1, 1):
+        for end in (-0.31, 0.31):
             tyre = 0.33 if what < 0.9 else 0.48
-            corner = (x * (w / 2 + 0.012), y * length - x * tyre, 0.0)
-            b.face(corner, (0, 2 * x * tyre, 0), (0, 0, 2 * tyre), dark, disc=True)
+            corner = (side * (w / 2 + 0.012), end * length - side * tyre, 0.0)
+            b.face(corner, (0, 2 * side * tyre, 0), (0, 0, 2 * tyre), dark, disc=True)
     for x in (-0.38, 0.38):
         b.panel(x * w, -length / 2 - 0.012, 0.6, 0.2 * w, 0.14, Paint(Tile.PLAIN, 1, (0.7, 0.04, 0.03), 0.3))
     b.panel(0, -length / 2 - 0.012, 0.45, 0.5, 0.11, Paint(Tile.PLAIN, 1, (0.9, 0.9, 0.8)))

@@ -69,11 +69,12 @@ def _fractal(rng: np.random.Generator, slope: float, stretch: tuple[float, float
     gain = 1.0 / np.maximum(np.hypot(fy, fx), 1.0) ** slope
     gain[0, 0] = 0.0
     field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIZE, SIZE))) * gain, s=(SIZE, SIZE))
-    return np.clip(0.5 + 0.2 * field / field.std(), 0, 1).astype(np.float32)
+    noise: Plane = np.clip(0.5 + 0.2 * field / field.std(), 0, 1).astype(np.float32)
+    return noise
 
 
 def _grid() -> tuple[Plane, Plane]:
-    axis = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE
+    axis = (np.arange(SIZE, dtype=np.float32) + np.float32(0.5)) / np.float32(SIZE)
     y, x = np.meshgrid(axis, axis, indexing="ij")
     return y, x
 
@@ -119,7 +120,8 @@ def _wall_tile(rng: np.random.Generator, kind: Tile) -> Plane:
     if kind == Tile.CHECKER:
         return _grey(0.3 + 0.6 * ((np.floor(x * 4) + np.floor(y * 4)) % 2) + 0.1 * (_fractal(rng, 1.2) - 0.5))
     if kind == Tile.STRIPES:
-        return _grey(0.65 + 0.25 * np.sign(np.sin(2 * np.pi * 6 * x)) * (np.sin(2 * np.pi * 2 * x) > -0.3))
+        stripe: Plane = np.sign(np.sin(2 * np.pi * 6 * x)) * (np.sin(2 * np.pi * 2 * x) > -0.3)
+        return _grey(0.65 + 0.25 * stripe)
     if kind == Tile.DOTS:
         fx, fy = (x * 6) % 1 - 0.5, (y * 6) % 1 - 0.5
         leaf = (fx**2 + 2.5 * fy**2 < 0.06) | ((fx - 0.5 * np.sign(fx)) ** 2 + (fy - 0.5 * np.sign(fy)) ** 2 < 0.02)
@@ -127,7 +129,8 @@ def _wall_tile(rng: np.random.Generator, kind: Tile) -> Plane:
     if kind == Tile.CONCRETE:
         return _grey(0.6 + 0.4 * (_fractal(rng, 1.6) - 0.5) + 0.15 * (_fractal(rng, 0.5) - 0.5))
     if kind == Tile.MARBLE:
-        return _grey(0.75 + 0.25 * np.sin(2 * np.pi * (2 * x + 2 * y) + 9 * (_fractal(rng, 1.8) - 0.5)))
+        vein: Plane = np.sin(2 * np.pi * (2 * x + 2 * y) + 9 * (_fractal(rng, 1.8) - 0.5))
+        return _grey(0.75 + 0.25 * vein)
     return _grey(0.9 + 0.06 * (_fractal(rng, 1.0) - 0.5))
 
 
@@ -138,15 +141,16 @@ def _ground_tile(rng: np.random.Generator, kind: Tile) -> Plane:
         grain = _fractal(rng, 1.2, (0.5, 4.0))
         return _flat(1.0, 0.82, 0.6) * (0.45 + 0.3 * tone + 0.4 * (grain - 0.5)) * (1 - 0.6 * mask)
     if kind == Tile.WOOD:
-        rings = 0.5 + 0.5 * np.sin(2 * np.pi * (4 * y + 2.5 * _fractal(rng, 1.7, (2.0, 0.4))))
-        return _flat(1.0, 0.84, 0.66) * (0.5 + 0.2 * rings + 0.3 * (_fractal(rng, 0.9, (5.0, 0.4)) - 0.5))
+        wave: Plane = np.sin(2 * np.pi * (4 * y + 2.5 * _fractal(rng, 1.7, (2.0, 0.4))))
+        return _flat(1.0, 0.84, 0.66) * (0.5 + 0.2 * (0.5 + 0.5 * wave) + 0.3 * (_fractal(rng, 0.9, (5.0, 0.4)) - 0.5))
     if kind == Tile.ASPHALT:
-        cracks = np.abs(_fractal(rng, 1.7) - 0.5) < 0.006
+        cracks: NDArray[np.bool_] = np.abs(_fractal(rng, 1.7) - 0.5) < 0.006
         return _grey(0.45 + 0.3 * (_fractal(rng, 0.2) - 0.5) + 0.3 * (_fractal(rng, 1.5) - 0.5)) * (1 - 0.35 * cracks)
     if kind in (Tile.GRASS, Tile.FOLIAGE):
         blade = _fractal(rng, 0.5 if kind == Tile.GRASS else 0.8)
         patch = _fractal(rng, 1.6)
-        return np.stack([0.35 + 0.3 * patch, 0.45 + 0.2 * patch, 0.2 + 0.1 * patch]) * (0.3 + 1.2 * blade)
+        lush: Plane = np.stack([0.35 + 0.3 * patch, 0.45 + 0.2 * patch, 0.2 + 0.1 * patch])
+        return lush * (0.3 + 1.2 * blade)
     if kind == Tile.BARK:
         return _grey(0.5 + 0.8 * (_fractal(rng, 0.9, (3.0, 0.5)) - 0.5))
     if kind == Tile.RUG:
@@ -212,10 +216,11 @@ def _panel_tile(rng: np.random.Generator, kind: Tile) -> Plane:
         colour = 0.12 + 0.75 * rng.random((36, 3), dtype=np.float32)
         height = 0.65 + 0.32 * rng.random(36, dtype=np.float32)
         spine = colour[index].transpose(2, 0, 1) * (0.75 + 0.5 * (np.abs(y - 0.6)[None] < 0.06))
-        return spine.astype(np.float32) * ((1 - y) < height[index])
+        books: Plane = spine.astype(np.float32) * ((1 - y) < height[index])
+        return books
     if kind == Tile.DOOR:
         fx, fy = np.abs((x * 2) % 1 - 0.5), np.abs((y * 3) % 1 - 0.5)
-        groove = (np.maximum(fx, fy) > 0.33) & (np.maximum(fx, fy) < 0.37)
+        groove: NDArray[np.bool_] = (np.maximum(fx, fy) > 0.33) & (np.maximum(fx, fy) < 0.37)
         handle = (np.abs(x - 0.9) < 0.025) & (np.abs(y - 0.52) < 0.03)
         frame = (np.abs(x - 0.5) > 0.48) | (y < 0.01)
         wood = _grey(0.75 + 0.15 * (_fractal(rng, 1.0, (4.0, 0.4)) - 0.5))
