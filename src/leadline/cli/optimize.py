@@ -122,7 +122,7 @@ def _table(found: Optimized) -> Table:
         ("candidate", "left"), ("ran in", "left"), (metric, "right"), ("change [95 %]", "right"), ("ms p50", "right"),
         ("IQR", "right"), ("x faster", "right"), ("MB", "right"), ("peak MiB", "right"),
     ):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=name == "candidate")  # type: ignore[arg-type]
     for row in outcome.rows:
         if row.accuracy is None or row.latency is None:
             continue

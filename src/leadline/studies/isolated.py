@@ -72,9 +72,9 @@ def run_isolated(job: str, arguments: dict[str, Any], *, threads: int = 1, timeo
             raise JobError(f"{job} ended without a result", why=_ending(process.returncode, complaints))
         result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in result:
-        error = JobError(result["error"])
-        error.cause = result["cause"]
-        raise error
+        refused = JobError(result["error"])
+        refused.cause = result["cause"]
+        raise refused
     return result
 
 
