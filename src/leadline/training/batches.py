@@ -61,6 +61,9 @@ class Mix:
         self.counts = _split_batch(config.batch, [source.share for source in config.sources])
         self.skip_bad = config.skip_bad
         self.skipped: dict[str, str] = {}
+        self.unpaired = {
+            problem.item: problem.what for part in self.sources for problem in part.dataset.problems() if problem.fatal
+        }
         self._cache: dict[tuple[int, int], Sample] = {}
         self._room = config.cache_mb * 2**20
 
@@ -90,7 +93,8 @@ class Mix:
                 if not self.skip_bad:
                     raise DataError("cannot use a training sample", where=name, why=str(error)) from error
                 self.skipped[name] = str(error)
-                if len(self.skipped) >= len(part):
+                part.bad.add(index)
+                if len(part.bad) >= len(part):
                     raise DataError("no usable sample is left", where=part.dataset.name, why=str(error)) from error
                 index = part.first + (index - part.first + 1) % len(part)
         limit = part.dataset.max_depth
@@ -120,13 +124,14 @@ class _Part:
     """One source: a range of a data set, and the order in which its samples are drawn."""
 
     def __init__(self, source: Source, number: int, config: TrainConfig) -> None:
-        self.dataset: Dataset = open_dataset(source.data, source.split)
+        self.dataset: Dataset = open_dataset(source.data, source.split, skip_bad=config.skip_bad)
         self.number = number
         span = range(len(self.dataset))[source.first : source.last]
         if not span:
             why = f"{source.first}:{source.last} of {len(self.dataset)} samples is empty"
             raise ConfigError("a training source has no samples", where=source.data, why=why)
         self.first, self._length = span.start, len(span)
+        self.bad: set[int] = set()  # indices that cannot be read
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:

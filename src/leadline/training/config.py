@@ -90,7 +90,9 @@ class TrainConfig(_Options):
     save_every: Annotated[int, Field(ge=1)] = 200
     max_bad_batches: Annotated[int, Field(ge=1)] = Field(default=5, description="NaN losses in a row before stopping")
     cache_mb: Annotated[int, Field(ge=0)] = Field(default=4000, description="memory for decoded pictures")
-    skip_bad: bool = Field(default=False, description="leave damaged samples out (counted) instead of stopping")
+    skip_bad: bool = Field(default=False, description="leave incomplete and damaged samples out (counted)")
+    half: bool = Field(default=False, description="store the resulting checkpoint as float16")
+    card: Path | None = Field(default=None, description="model card (Markdown) to put beside the weights")
     licence: str | None = Field(default=None, description="licence of the resulting weights, for contract and card")
     training_data: list[str] = Field(default_factory=list, description="data and terms, for contract and card")
 

@@ -66,13 +66,23 @@ class Start:
 
 @dataclass
 class Result:
-    """How a run ended: the trained network, iterations done, and whether it was interrupted before its end."""
+    """How a run ended.
+
+    Args:
+        model: the trained network, in eval mode on the CPU.
+        contract: what the network learned to take and give.
+        iteration: iterations done.
+        interrupted: whether it was stopped before its end.
+        skipped: samples that could not be read, and why.
+        unpaired: items of the data sets that were left out from the start (pictures without depth, and the reverse).
+    """
 
     model: nn.Module
     contract: Contract
     iteration: int
     interrupted: bool
     skipped: dict[str, str]
+    unpaired: dict[str, str]
 
 
 def fit(
@@ -148,7 +158,7 @@ def fit(
             if stop.asked:
                 break
     trained = (average or model).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return Result(trained, contract, done, done < config.iterations, mix.skipped)
+    return Result(trained, contract, done, done < config.iterations, mix.skipped, mix.unpaired)
 
 
 def _step(
@@ -227,7 +237,7 @@ def _device(wanted: str) -> torch.device:
 
 def _facts(config: TrainConfig) -> dict[str, Any]:
     """What must agree for a run to be the same run; its length may change."""
-    free = {"iterations", "save_every", "threads", "device", "cache_mb", "validation"}
+    free = {"iterations", "save_every", "threads", "device", "cache_mb", "validation", "half", "card"}
     return {"config": {key: value for key, value in config.model_dump(mode="json").items() if key not in free}}
 
 

@@ -37,6 +37,7 @@ def run(config: TrainConfig, out: Path, on_progress: Callable[[Progress], None] 
         ConfigError: unknown model, or ImageNet weights for an architecture that has none.
         See `fit` for the rest.
     """
+    card = _card(config)
     start = starting_point(config)
     validate = _validator(config) if config.validation else None
     result = fit(config, start, out, validate=validate, on_progress=on_progress)
@@ -54,6 +55,8 @@ def run(config: TrainConfig, out: Path, on_progress: Callable[[Progress], None] 
         config=start.config,
         contract=result.contract,
         lineage=[*start.lineage, step],
+        card=card,
+        half=config.half,
     )
     return result, folder
 
@@ -91,6 +94,15 @@ def starting_point(config: TrainConfig) -> Start:
     return start
 
 
+def _card(config: TrainConfig) -> str | None:
+    if config.card is None:
+        return None
+    try:
+        return config.card.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("cannot read the model card", where=config.card, why=error.strerror or str(error)) from error
+
+
 def _validator(config: TrainConfig) -> Callable[[nn.Module, Contract], dict[str, float]]:
     """Figures of a network on the validation part of the configuration."""
     from leadline.evaluation.evaluate import evaluate
@@ -101,7 +113,7 @@ def _validator(config: TrainConfig) -> Callable[[nn.Module, Contract], dict[str,
 
     assert config.validation is not None
     wanted = config.validation
-    dataset = Subset(open_dataset(wanted.data, wanted.split), wanted.first, wanted.last)
+    dataset = Subset(open_dataset(wanted.data, wanted.split, skip_bad=config.skip_bad), wanted.first, wanted.last)
     rule = get_protocol(wanted.protocol)
 
     def validate(model: nn.Module, contract: Contract) -> dict[str, float]:
