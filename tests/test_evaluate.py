@@ -388,6 +388,18 @@ def test_command_goes_on_after_a_bad_picture_and_exits_1(folder):
     assert "A: failed" in out.stdout
 
 
+def test_command_leaves_unpaired_pictures_out_when_told_to(folder):
+    (folder / "depth/1.png").unlink()
+    words = (MODEL, "--data", folder, "--protocol", "nyu-eigen")
+    refused = run(*words)
+    assert refused.exit_code == 2
+    assert "--skip-bad leaves them out" in refused.stderr
+    out = run(*words, "--skip-bad")
+    assert out.exit_code == 0, out.output
+    assert "2 of 2 pictures scored" in out.stdout
+    assert "1 x picture without depth" in out.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

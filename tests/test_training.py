@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import tiny_datasets as tiny
 from leadline.checkpoint import load_checkpoint, read_safetensors
+from leadline.cli import app
 from leadline.data.dataset import Dataset, Sample
 from leadline.depth import Depth, Kind
 from leadline.errors import ConfigError, DataError, KindError, NumericalError, OutputError
@@ -186,7 +189,7 @@ class Broken(Dataset):
 
 
 def test_damaged_samples_stop_the_run_by_name_or_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leadline.training.batches.open_dataset", Broken.open)
+    monkeypatch.setattr("leadline.training.batches.open_dataset", lambda *_, **__: Broken())
     start = starting_point(small())
     strict = Mix(small(), start.contract, (32, 64))
     with pytest.raises(DataError, match=r"picture-[14]"):
@@ -195,6 +198,27 @@ def test_damaged_samples_stop_the_run_by_name_or_are_left_out_and_counted(monkey
     for iteration in range(3):
         assert lenient.batch(iteration).image.shape == (2, 3, 32, 64)
     assert set(lenient.skipped) == {"picture-1", "picture-4"}
+
+
+def test_skip_bad_counts_unpaired_and_damaged_samples(tmp_path: Path) -> None:
+    scenes = tiny.folder(tmp_path / "scenes", count=6)
+    (scenes / "depth" / "001.png").unlink()
+    words = ["train", "--model", "leadline-s", "--data", str(scenes), "--iterations", "3", "--batch", "2"]
+    words += ["--size", "32,64", "--threads", "1", "--json", "--out"]
+
+    refused = CliRunner().invoke(app, [*words, str(tmp_path / "refused")])
+    assert refused.exit_code == 2
+    assert "--skip-bad leaves them out" in refused.stderr
+
+    unpaired = CliRunner().invoke(app, [*words, str(tmp_path / "unpaired"), "--skip-bad"])
+    assert unpaired.exit_code == 0, unpaired.output
+    assert json.loads(unpaired.stdout)["unpaired"] == {"001": "picture without depth"}
+
+    damaged = scenes / "images" / "002.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    both = CliRunner().invoke(app, [*words, str(tmp_path / "both"), "--skip-bad"])
+    assert both.exit_code == 1, both.output
+    assert set(json.loads(both.stdout)["skipped"]) == {"002"}
 
 
 def test_every_sample_is_seen_once_per_epoch() -> None:

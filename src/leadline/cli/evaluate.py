@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from leadline.cli.options import REFERENCE_HELP, Json, Reference, Size, Threads, parse_size
+from leadline.cli.options import REFERENCE_HELP, Json, Reference, Size, SkipBad, Threads, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,6 +60,7 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option("--csv", metavar="FILE", help="Write one line per picture."),
     ] = None,
+    skip_bad: SkipBad = False,
     size: Size = None,
     threads: Threads = 1,
     focal: Annotated[
@@ -76,7 +77,7 @@ def command(
     counted, wanted_size = get_protocol(protocol), parse_size(size)
     if csv is not None:
         check_writable(csv.parent)
-    dataset = open_dataset(data, split)
+    dataset = open_dataset(data, split, skip_bad=skip_bad)
     is_fidelity = counted.truth == "model"
 
     def measured(model: str, truth: str | None) -> Evaluation:

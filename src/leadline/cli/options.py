@@ -38,4 +38,5 @@ Size = Annotated[
     typer.Option("--size", metavar="H,W", help="Input size of the network, height,width in pixels."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave incomplete or damaged items out, and count them.")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for what is written.")]

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from leadline.cli.options import Json, Size, parse_size
+from leadline.cli.options import Json, Size, SkipBad, parse_size
 
-EXAMPLES = """
-leadline train --model leadline-s --data rendered:room --iterations 20 --batch 4 --size 96,128 --out runs/try
-leadline train configs/leadline-s-indoor.yaml --out runs/indoor
-leadline train configs/leadline-s-indoor.yaml --out runs/indoor --iterations 4000 --set learning_rate=5e-4
-"""
+EXAMPLES = (
+    "leadline train --model leadline-s --data rendered:room --iterations 20 --batch 4 --size 96,128 --out runs/try",
+    "leadline train configs/leadline-s-indoor.yaml --out runs/indoor",
+    "leadline train configs/leadline-s-indoor.yaml --out runs/indoor --iterations 4000 --set learning_rate=5e-4",
+)
 
 
 def command(
@@ -26,9 +26,7 @@ def command(
         "runs/train"
     ),
     model: Annotated[Optional[str], typer.Option("--model", "-m", help="Variant, or reference to start from.")] = None,
-    data: Annotated[
-        Optional[list[str]], typer.Option("--data", "-d", help="DATA or DATA#SPLIT; repeatable.")
-    ] = None,
+    data: Annotated[Optional[list[str]], typer.Option("--data", "-d", help="DATA or DATA#SPLIT; repeatable.")] = None,
     loss: Annotated[
         Optional[list[str]],
         typer.Option("--loss", help="l1, berhu, silog, ssi or gradient, with =WEIGHT if not 1; repeat to add."),
@@ -42,6 +40,7 @@ def command(
     threads: Annotated[Optional[int], typer.Option("--threads", "-t", min=0, help="0: PyTorch chooses.")] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="Of every random choice.")] = None,
     changes: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE (YAML) for any other key.")] = None,
+    skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
     """Train a depth network; run the same line again and it continues exactly where it was."""
@@ -63,6 +62,7 @@ def command(
         "precision": precision,
         "threads": threads,
         "seed": seed,
+        "skip_bad": skip_bad or None,
     }
     flags = {key: value for key, value in flags.items() if value is not None}
     for change in changes or []:
@@ -80,6 +80,7 @@ def command(
         "checkpoint": str(folder),
         "iterations": result.iteration,
         "interrupted": result.interrupted,
+        "unpaired": result.unpaired,
         "skipped": result.skipped,
     }
     if as_json:
@@ -87,7 +88,7 @@ def command(
     else:
         state = "interrupted; the same command continues" if result.interrupted else "done"
         print(f"{result.iteration} iterations, {state}. Checkpoint: {folder}")
-        for name, why in result.skipped.items():
+        for name, why in (result.unpaired | result.skipped).items():
             print(f"left out {name}: {why}", file=sys.stderr)
     if result.interrupted:
         raise typer.Exit(130)
