@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INTERNAL_FAULT, INTERRUPTED, TERMINATED = 70, 130, 143
 
 # Verb -> one line of help. The module is `leadline.cli.<verb>` with a function `command`, or `app` for several
-# commands below one verb, and optionally EXAMPLES, the commands that its help ends in (one a line).
+# commands below one verb, and EXAMPLES, a tuple of the commands that its help ends in.
 VERBS = {
     "predict": "Depth of pictures: raw values, colours, point clouds.",
     "evaluate": "Accuracy of a model on a data set under a named protocol.",
@@ -77,7 +77,6 @@ def _fail(ctx: Any, message: str, status: int) -> NoReturn:
 def _load(verb: str) -> Any:
     module = importlib.import_module(f"leadline.cli.{verb}")
     examples = getattr(module, "EXAMPLES", ())
-    examples = examples.strip().splitlines() if isinstance(examples, str) else examples
     epilog = "\n\n".join(["Examples:", *examples]) if examples else None
     if hasattr(module, "app"):
         module.app.info.epilog = epilog
