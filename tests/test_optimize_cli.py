@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -61,9 +62,10 @@ def test_a_second_run_repeats_nothing(study: Path) -> None:
     assert time.monotonic() - start < 60
 
 
-def test_more_candidates_join_and_the_old_ones_stay(study: Path) -> None:
-    before = json.loads((study / "answer.json").read_text())["rows"]
-    status, answer, errors = optimise(study, "--precision", "fp32", "--precision", "int8-dynamic")
+def test_more_candidates_join_and_the_old_ones_stay(study: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(study, tmp_path / "study")
+    before = json.loads((out / "answer.json").read_text())["rows"]
+    status, answer, errors = optimise(out, "--precision", "fp32", "--precision", "int8-dynamic")
     assert status == 0, errors
     rows = answer["rows"]
     assert isinstance(rows, list)
@@ -73,8 +75,9 @@ def test_more_candidates_join_and_the_old_ones_stay(study: Path) -> None:
     assert all("int8-static" in row["reason"] for row in skipped)  # what to use instead
 
 
-def test_limits_that_nothing_keeps_are_said_and_the_status_is_1(study: Path) -> None:
-    status, answer, _ = optimise(study, "--precision", "fp32", "--max-mb", "0.1")
+def test_limits_that_nothing_keeps_are_said_and_the_status_is_1(study: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(study, tmp_path / "study")
+    status, answer, _ = optimise(out, "--precision", "fp32", "--max-mb", "0.1")
     assert status == 1
     assert answer["recommended"] is None
     assert "Nothing keeps to the limits" in str(answer["reason"])
