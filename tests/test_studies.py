@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leadline.contract import Contract, InputSpec, OutputSpec
+from leadline.depth import Kind
 from leadline.errors import ConfigError, DataError
 from leadline.studies.isolated import JobError, run_isolated
 from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
 from leadline.studies.pareto import pareto_front
 from leadline.studies.recommend import Limits, recommend
 from leadline.studies.store import Store
-from leadline.studies.study import Cell, Study, cells
+from leadline.studies.study import Cell, Study, cells, default_sizes
 
 
 def row(name: str, *, ms: float, delta1: float = 0.8, mb: float = 10.0, change: float | None = None) -> Measurement:
@@ -134,11 +136,20 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 
 def test_cells_start_with_the_reference_and_know_their_words() -> None:
     study = Study("m", runtimes=("torch", "onnxruntime"), precisions=("fp32",), sizes=((64, 96), (32, 64)))
-    plan = cells(study, (64, 96))
+    contract = Contract(name="m", input=InputSpec(height=64, width=96), output=OutputSpec(kind=Kind.METRIC_DEPTH))
+    plan = cells(study, contract)
     assert plan[0] == Cell("torch", "fp32", (64, 96))
     assert len(plan) == len(set(plan)) == 4
     with pytest.raises(ConfigError, match="fp33"):
-        cells(Study("m", precisions=("fp33",)), (64, 96))
+        cells(Study("m", precisions=("fp33",)), contract)
+
+
+def test_an_open_input_is_tried_at_a_smaller_size_too() -> None:
+    spec = InputSpec(height=224, width=288, dynamic=True, multiple_of=32)
+    contract = Contract(name="m", input=spec, output=OutputSpec(kind=Kind.METRIC_DEPTH))
+    assert default_sizes(contract) == ((224, 288), (160, 224))
+    fixed = contract.model_copy(update={"input": InputSpec(height=224, width=288)})
+    assert default_sizes(fixed) == ((224, 288),)
 
 
 def test_a_job_that_fails_says_how() -> None:

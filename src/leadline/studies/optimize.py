@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from leadline.output import check_writable, output_lock
 from leadline.studies.recommend import Limits, Recommendation, recommend
-from leadline.studies.study import Outcome, Study, run_study
+from leadline.studies.running import run_study
+from leadline.studies.study import Outcome, Study
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,21 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline import __version__
-from leadline.depth import Kind
-from leadline.errors import ConfigError, LeadlineError
+from leadline.errors import ConfigError
 from leadline.runtimes.base import RUNTIMES, Precision, runtime
-from leadline.studies.isolated import JobError, run_isolated
-from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
-from leadline.studies.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from leadline.contract import Contract
     from leadline.reference import LoadedModel
     from leadline.runtimes.base import Runtime
+    from leadline.studies.measurement import Measurement
 
 REFERENCE_RUNTIME, REFERENCE_PRECISION = "torch", "fp32"
-WARMUP, ROUNDS = 10, 6  # runs before the timed ones; turns of candidate and reference
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Study:
         limit: at most so many pictures.
         runtimes: engines; empty takes all.
         precisions: empty takes all that an engine has.
-        sizes: (height, width) of the network's input; empty takes the contract's.
+        sizes: (height, width) of the network's input; empty takes the contract's, and a smaller one where it is open.
         threads: of each engine.
         runs: timed runs per candidate.
         calibration: data set reference for static INT8; None calibrates on rendered scenes.
@@ -88,12 +83,12 @@ class Outcome:
         return self.rows[0]
 
 
-def cells(study: Study, default: tuple[int, int]) -> list[Cell]:
+def cells(study: Study, contract: Contract) -> list[Cell]:
     """All candidates, the reference (PyTorch FP32 at the first size) before the others.
 
     Args:
         study: what is compared.
-        default: the contract's (height, width).
+        contract: of the model.
 
     Raises:
         ConfigError: an unknown runtime or precision.
@@ -102,7 +97,7 @@ def cells(study: Study, default: tuple[int, int]) -> list[Cell]:
     for precision in study.precisions:
         if precision not in known:
             raise ConfigError("unknown precision", where=precision, mend=f"known: {', '.join(sorted(known))}")
-    sizes = study.sizes or (default,)
+    sizes = study.sizes or default_sizes(contract)
     reference = Cell(REFERENCE_RUNTIME, REFERENCE_PRECISION, sizes[0])
     found = [reference]
     for size, name in product(sizes, study.runtimes or RUNTIMES):
@@ -113,220 +108,17 @@ def cells(study: Study, default: tuple[int, int]) -> list[Cell]:
     return found
 
 
-def run_study(
-    study: Study,
-    out: Path,
-    on_cell: Callable[[int, int, Cell, str], None] | None = None,
-) -> Outcome:
-    """Measure every cell that the store does not hold yet; what is measured is never measured again.
-
-    Args:
-        study: what is compared.
-        out: folder with `study.sqlite`, `bundles/` and `panel/`.
-        on_cell: called with (number, of how many, cell, what is done now).
-
-    Raises:
-        LeadlineError: the reference itself cannot be measured; any other cell that fails becomes a row.
-    """
-    from leadline.evaluation.complexity import count_macs, count_parameters
-    from leadline.evaluation.machine import fingerprint
-    from leadline.reference import load_model
-
-    loaded = load_model(study.model)
-    default = (loaded.contract.input.height, loaded.contract.input.width)
-    machine = fingerprint()
-    plan = cells(study, default)
-    outcome = Outcome(study, out)
-    facts: dict[tuple[int, int], tuple[int, int]] = {}
-    with Store(out / "study.sqlite") as store:
-        for number, cell in enumerate(plan):
-            key = _key(study, cell, loaded, machine)
-            row = store.get(key)
-            if row is None:
-                tell = _teller(on_cell, number, len(plan), cell)
-                if cell.size not in facts:
-                    facts[cell.size] = count_macs(loaded.model, cell.size), count_parameters(loaded.model)
-                macs, parameters = facts[cell.size]
-                base = Measurement(
-                    key=key,
-                    model=study.model,
-                    runtime=cell.runtime,
-                    precision=cell.precision,
-                    height=cell.size[0],
-                    width=cell.size[1],
-                    status=Status.FAILED,
-                    macs=macs,
-                    parameters=parameters,
-                    machine=machine,
-                )
-                row, scores = _measure(study, cell, base, out, outcome.rows[0] if outcome.rows else None, store, tell)
-                if not outcome.rows and row.status is not Status.MEASURED:
-                    raise LeadlineError("the reference cannot be measured", where=cell.folder, why=row.reason)
-                store.put(row, scores)
-            if on_cell is not None:
-                on_cell(number + 1, len(plan), cell, row.status.value)
-            outcome.rows.append(row)
-    return outcome
+def default_sizes(contract: Contract) -> tuple[tuple[int, int], ...]:
+    """The contract's own (height, width), and three quarters of it where the network's input is open."""
+    spec = contract.input
+    own = (spec.height, spec.width)
+    n = spec.multiple_of
+    small = (max(n, round(0.75 * own[0] / n) * n), max(n, round(0.75 * own[1] / n) * n))
+    allowed = spec.dynamic and small != own and min(small) >= spec.min_side
+    return (own, small) if allowed else (own,)
 
 
-def _teller(
-    on_cell: Callable[[int, int, Cell, str], None] | None, number: int, total: int, cell: Cell
-) -> Callable[[str], None]:
-    return lambda what: on_cell(number, total, cell, what) if on_cell is not None else None
-
-
-def _measure(
-    study: Study,
-    cell: Cell,
-    base: Measurement,
-    out: Path,
-    reference: Measurement | None,
-    store: Store,
-    tell: Callable[[str], None],
-) -> tuple[Measurement, dict[str, str]]:
-    """One row: export, accuracy, speed and memory, each in processes of their own."""
-    adapter = runtime(cell.runtime)
-    state = adapter.availability()
-    if not state.available:
-        return _ended(base, Status.SKIPPED, f"{state.reason}; {state.install}"), {}
-    bundle = out / "bundles" / cell.folder
-    panel = out / "panel" / f"{cell.folder}.npz"
-    panel.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        tell("export")
-        try:
-            exported = _exported(study, cell, bundle)
-        except JobError as error:
-            refused = error.cause in ("ConfigError", "UnavailableError")
-            return _ended(base, Status.SKIPPED if refused else Status.FAILED, str(error)), {}
-        tell("accuracy")
-        found = run_isolated(
-            "evaluate",
-            {
-                "ref": str(bundle),
-                "data": study.data,
-                "split": study.split,
-                "protocol": study.protocol,
-                "limit": study.limit,
-                "threads": study.threads,
-                "reference": study.model if study.protocol.startswith("fidelity") else None,
-                "panel": str(panel),
-            },
-            threads=study.threads,
-        )
-        tell("speed and memory")
-        latency, memory = _speed(study, bundle, out / reference.bundle if reference is not None else None)
-    except LeadlineError as error:
-        return _ended(base, Status.FAILED, str(error)), {}
-    scores = {row["name"]: json.dumps(row) for row in found["rows"]}
-    accuracy = _accuracy(study, found, store.scores(reference.key) if reference is not None else None)
-    row = base.model_copy(
-        update={
-            "status": Status.MEASURED,
-            "precision_ran": found["precision_ran"],
-            "bundle": str(bundle.relative_to(out)),
-            "accuracy": accuracy,
-            "latency": latency,
-            "memory_mb": memory,
-            "size_mb": _size_mb(bundle),
-            "parity": exported["parity"],
-            "notes": tuple(dict.fromkeys(found["notes"])),
-        }
-    )
-    return row, scores
-
-
-def _exported(study: Study, cell: Cell, bundle: Path) -> dict[str, Any]:
-    """Export unless a sound bundle of an earlier, interrupted run is there."""
-    from leadline.bundle import load_bundle
-
-    if (bundle / "manifest.json").is_file():
-        kept = load_bundle(bundle)
-        return {"parity": kept.details.get("parity", {})}
-    return run_isolated(
-        "export",
-        {
-            "model": study.model,
-            "runtime": cell.runtime,
-            "precision": cell.precision,
-            "size": list(cell.size),
-            "calibration": study.calibration,
-            "count": study.calibration_count,
-            "out": str(bundle),
-        },
-        threads=0,
-    )
-
-
-def _accuracy(study: Study, found: dict[str, Any], reference: dict[str, str] | None) -> Accuracy:
-    """The figures of an evaluation job, and their paired change against the reference's pictures."""
-    from leadline.evaluation.protocols import get_protocol
-    from leadline.evaluation.results import Evaluation, paired_differences
-
-    rows, protocol, kind = found["rows"], get_protocol(study.protocol), Kind(found["kind"])
-    metrics = {name: Figure(**values) for name, values in found["metrics"].items()}
-    change: dict[str, Figure] = {}
-    if reference is not None:
-        ours = Evaluation("candidate", kind, study.data, protocol, rows)
-        theirs = Evaluation("reference", kind, study.data, protocol, [json.loads(text) for text in reference.values()])
-        change = {name: Figure(**asdict(value)) for name, value in paired_differences(ours, theirs).items()}
-    states = [row["status"] for row in rows]
-    return Accuracy(
-        protocol=found["label"],
-        data=study.data + (f"#{study.split}" if study.split else ""),
-        primary=protocol.primary,
-        metrics=metrics,
-        change=change,
-        scored=states.count("scored"),
-        unmeasured=states.count("n/a"),
-        failed=states.count("failed"),
-        degenerate=sum(bool(row.get("degenerate")) for row in rows),
-    )
-
-
-def _speed(study: Study, bundle: Path, reference: Path | None) -> tuple[Latency, float]:
-    """Latency in turn with the reference, and peak memory (MiB).
-
-    Raises:
-        LeadlineError: the engine crashed, hung or refused in its process.
-    """
-    from leadline.evaluation.isolation import Job
-    from leadline.evaluation.latency import compare
-
-    candidate = Job(str(bundle), study.threads)
-    others = [] if reference is None else [candidate]
-    first = candidate if reference is None else Job(str(reference), study.threads)
-    timing = compare(first, others, runs=study.runs, warmup=WARMUP, rounds=ROUNDS)[-1]
-    if timing.latency is None or timing.peak_mib is None:
-        raise LeadlineError("no latency", where=bundle.name, why=timing.failure)
-    found = timing.latency
-    latency = Latency(
-        p50=found.p50,
-        p95=found.p95,
-        p99=found.p99,
-        iqr=found.iqr,
-        runs=found.runs,
-        warmup=found.warmup,
-        threads=found.threads,
-        pre=found.pre,
-        post=found.post,
-        reference_p50=timing.ratio.reference_p50 if timing.ratio else found.p50,
-    )
-    return latency, timing.peak_mib
-
-
-def _size_mb(bundle: Path) -> float:
-    """MB of the files that the engine reads (weights and graph, not contract, manifest or figures)."""
-    paperwork = {"contract.json", "manifest.json", "measurements.json", "config.json"}
-    files = [path for path in bundle.rglob("*") if path.is_file() and path.name not in paperwork]
-    return sum(path.stat().st_size for path in files) / 1e6
-
-
-def _ended(base: Measurement, status: Status, reason: str) -> Measurement:
-    return base.model_copy(update={"status": status, "reason": reason})
-
-
-def _key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, Any]) -> str:
+def cell_key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, Any]) -> str:
     """Hash of everything that decides a row: weights, contract, engine and version, data, protocol, machine."""
     adapter: Runtime = runtime(cell.runtime)
     facts = {

@@ -1,0 +1,266 @@
+"""Running a study: exports and accuracy side by side on all cores, then speed alone, in turn with the reference."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from leadline.depth import Kind
+from leadline.errors import LeadlineError
+from leadline.evaluation.isolation import Job
+from leadline.evaluation.latency import compare
+from leadline.output import write_atomic
+from leadline.runtimes.base import runtime
+from leadline.studies.isolated import JobError, run_isolated
+from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
+from leadline.studies.store import Store
+from leadline.studies.study import Cell, Outcome, Study, cell_key, cells
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from leadline.evaluation.latency import Timing
+
+    OnCell = Callable[[int, int, Cell, str], None]
+
+WARMUP, ROUNDS = 10, 6  # runs before the timed ones; turns of candidate and reference
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A cell on its way to a row.
+
+    Args:
+        cell: what it is.
+        base: the row with everything that is known beforehand, status failed.
+        bundle: folder of the export.
+        answer: file that keeps what export and accuracy said, should the study be interrupted before the speed.
+        panel: file for the depth maps of the report.
+    """
+
+    cell: Cell
+    base: Measurement
+    bundle: Path
+    answer: Path
+    panel: Path
+
+
+def run_study(study: Study, out: Path, on_cell: OnCell | None = None) -> Outcome:
+    """Measure every cell that the store does not hold yet; what is finished is never done again.
+
+    Args:
+        study: what is compared.
+        out: folder with `study.sqlite`, `bundles/`, `cells/` and `panel/`.
+        on_cell: called with (rows finished, of how many, cell, what is done now), from one thread.
+
+    Raises:
+        LeadlineError: the reference itself cannot be measured; any other cell that fails becomes a row.
+    """
+    with Store(out / "study.sqlite") as store:
+        plan = _candidates(study, out)
+        rows = {one.base.key: row for one in plan if (row := store.get(one.base.key)) is not None}
+        todo = [one for one in plan if one.base.key not in rows]
+
+        def tell(one: _Candidate, what: str) -> None:
+            if on_cell is not None:
+                on_cell(len(rows), len(plan), one.cell, what)
+
+        def finish(one: _Candidate, row: Measurement, scores: dict[str, str] | None = None) -> None:
+            store.put(row, scores)
+            rows[row.key] = row
+            tell(one, row.status.value)
+
+        answers = _exported_and_scored(study, todo, finish, tell)
+        reference = plan[0]
+        if reference.base.key in rows and rows[reference.base.key].status is not Status.MEASURED:
+            why = rows[reference.base.key].reason
+            raise LeadlineError("the reference cannot be measured", where=reference.cell.folder, why=why)
+        by_bundle = {str(one.bundle): one for one in plan}
+
+        def record(timing: Timing) -> None:
+            one = by_bundle[timing.ref]
+            if one.base.key in rows:  # the reference of an earlier run, which only takes its turns again
+                return
+            answer = answers[one.base.key]
+            theirs = None if one is reference else store.scores(reference.base.key)
+            row = _row(study, one, answer, timing, theirs, out)
+            if one is reference and row.status is not Status.MEASURED:
+                raise LeadlineError("the reference cannot be measured", where=one.cell.folder, why=row.reason)
+            finish(one, row, {scored["name"]: json.dumps(scored) for scored in answer["rows"]})
+
+        others = [one for one in plan if one.base.key in answers and one is not reference]
+        if answers:
+            jobs = [Job(str(one.bundle), study.threads) for one in (reference, *others)]
+            compare(jobs[0], jobs[1:], runs=study.runs, warmup=WARMUP, rounds=ROUNDS, on_done=record)
+    return Outcome(study, out, [rows[one.base.key] for one in plan])
+
+
+def _candidates(study: Study, out: Path) -> list[_Candidate]:
+    from leadline.evaluation.complexity import count_macs, count_parameters
+    from leadline.evaluation.machine import fingerprint
+    from leadline.reference import load_model
+
+    loaded = load_model(study.model)
+    machine = fingerprint()
+    plan = cells(study, loaded.contract)
+    macs = {size: count_macs(loaded.model, size) for size in {cell.size for cell in plan}}
+    found = []
+    for cell in plan:
+        key = cell_key(study, cell, loaded, machine)
+        base = Measurement(
+            key=key,
+            model=study.model,
+            runtime=cell.runtime,
+            precision=cell.precision,
+            height=cell.size[0],
+            width=cell.size[1],
+            status=Status.FAILED,
+            macs=macs[cell.size],
+            parameters=count_parameters(loaded.model),
+            machine=machine,
+        )
+        name = f"{cell.folder}-{key[:8]}"
+        paths = (out / "bundles" / name, out / "cells" / f"{name}.json", out / "panel" / f"{cell.folder}.npz")
+        found.append(_Candidate(cell, base, *paths))
+    return found
+
+
+def _exported_and_scored(
+    study: Study,
+    todo: list[_Candidate],
+    finish: Callable[[_Candidate, Measurement], None],
+    tell: Callable[[_Candidate, str], None],
+) -> dict[str, dict[str, Any]]:
+    """What export and accuracy said, by key; a cell that fails here is finished as a row without figures."""
+    answers: dict[str, dict[str, Any]] = {}
+    runnable = []
+    for one in todo:
+        state = runtime(one.cell.runtime).availability()
+        if state.available:
+            runnable.append(one)
+        else:
+            finish(one, _ended(one.base, Status.SKIPPED, f"{state.reason}; {state.install}"))
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        pending = {pool.submit(_prepare, study, one): one for one in runnable}
+        try:
+            for future in as_completed(pending):
+                one = pending[future]
+                try:
+                    answers[one.base.key] = future.result()
+                    tell(one, "exported and scored")
+                except JobError as error:
+                    refused = error.cause in ("ConfigError", "UnavailableError")
+                    finish(one, _ended(one.base, Status.SKIPPED if refused else Status.FAILED, str(error)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return answers
+
+
+def _prepare(study: Study, one: _Candidate) -> dict[str, Any]:
+    """Export and score one cell in processes of their own, unless an interrupted run has done so."""
+    from leadline.bundle import load_bundle
+
+    if one.answer.is_file() and (one.bundle / "manifest.json").is_file():
+        load_bundle(one.bundle)  # sound, or an error
+        answer: dict[str, Any] = json.loads(one.answer.read_bytes())
+        return answer
+    one.panel.parent.mkdir(parents=True, exist_ok=True)
+    threads = max(1, study.threads)
+    order = {
+        "model": study.model,
+        "runtime": one.cell.runtime,
+        "precision": one.cell.precision,
+        "size": list(one.cell.size),
+        "calibration": study.calibration,
+        "count": study.calibration_count,
+        "out": str(one.bundle),
+    }
+    exported = run_isolated("export", order, threads=threads)
+    order = {
+        "ref": str(one.bundle),
+        "data": study.data,
+        "split": study.split,
+        "protocol": study.protocol,
+        "limit": study.limit,
+        "threads": threads,
+        "reference": study.model if study.protocol.startswith("fidelity") else None,
+        "panel": str(one.panel),
+    }
+    answer = exported | run_isolated("evaluate", order, threads=threads)
+    write_atomic(one.answer, json.dumps(answer).encode())
+    return answer
+
+
+def _row(
+    study: Study, one: _Candidate, answer: dict[str, Any], timing: Timing, reference: dict[str, str] | None, out: Path
+) -> Measurement:
+    """The finished row of a cell; `reference` holds the reference's figures per picture, None for itself."""
+    if timing.latency is None or timing.peak_mib is None:
+        return _ended(one.base, Status.FAILED, timing.failure)
+    found = timing.latency
+    latency = Latency(
+        p50=found.p50,
+        p95=found.p95,
+        p99=found.p99,
+        iqr=found.iqr,
+        runs=found.runs,
+        warmup=found.warmup,
+        threads=found.threads,
+        pre=found.pre,
+        post=found.post,
+        reference_p50=timing.ratio.reference_p50 if timing.ratio else found.p50,
+    )
+    figures = {
+        "status": Status.MEASURED,
+        "precision_ran": answer["precision_ran"],
+        "bundle": str(one.bundle.relative_to(out)),
+        "accuracy": _accuracy(study, answer, reference),
+        "latency": latency,
+        "memory_mb": timing.peak_mib,
+        "size_mb": _size_mb(one.bundle),
+        "parity": answer["parity"],
+        "notes": tuple(dict.fromkeys(answer["notes"])),
+    }
+    return one.base.model_copy(update=figures)
+
+
+def _accuracy(study: Study, found: dict[str, Any], reference: dict[str, str] | None) -> Accuracy:
+    """The figures of an evaluation job, and their paired change against the reference's pictures."""
+    from leadline.evaluation.protocols import get_protocol
+    from leadline.evaluation.results import Evaluation, paired_differences
+
+    rows, protocol, kind = found["rows"], get_protocol(study.protocol), Kind(found["kind"])
+    metrics = {name: Figure(**values) for name, values in found["metrics"].items()}
+    change: dict[str, Figure] = {}
+    if reference is not None:
+        ours = Evaluation("candidate", kind, study.data, protocol, rows)
+        theirs = Evaluation("reference", kind, study.data, protocol, [json.loads(text) for text in reference.values()])
+        change = {name: Figure(**asdict(value)) for name, value in paired_differences(ours, theirs).items()}
+    states = [row["status"] for row in rows]
+    return Accuracy(
+        protocol=found["label"],
+        data=study.data + (f"#{study.split}" if study.split else ""),
+        primary=protocol.primary,
+        metrics=metrics,
+        change=change,
+        scored=states.count("scored"),
+        unmeasured=states.count("n/a"),
+        failed=states.count("failed"),
+        degenerate=sum(bool(row.get("degenerate")) for row in rows),
+    )
+
+
+def _size_mb(bundle: Path) -> float:
+    """MB of the files that the engine reads (weights and graph, not contract, manifest or figures)."""
+    paperwork = {"contract.json", "manifest.json", "measurements.json", "config.json"}
+    files = [path for path in bundle.rglob("*") if path.is_file() and path.name not in paperwork]
+    return sum(path.stat().st_size for path in files) / 1e6
+
+
+def _ended(base: Measurement, status: Status, reason: str) -> Measurement:
+    return base.model_copy(update={"status": status, "reason": reason})
