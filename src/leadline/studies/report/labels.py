@@ -20,7 +20,7 @@ _GAPS = (2.0, 8.0, 16.0, 27.0, 41.0)
 _DIRECTIONS = (0.0, 180.0, 45.0, 315.0, 135.0, 225.0, 90.0, 270.0)  # degrees; beside the point before above it
 
 
-def place_labels(figure: Figure, axes: Axes, points: Sequence[Point], ink: str, line: str, paper: str) -> None:
+def place_labels(figure: Figure, axes: Axes, points: Sequence[Point], ink: str, line: str) -> None:
     """Write one label per point, or per heap of points that touch, with a line to it where it must stand apart.
 
     Args:
@@ -29,7 +29,6 @@ def place_labels(figure: Figure, axes: Axes, points: Sequence[Point], ink: str, 
         points: (number, words, x, y, radius of the marker) each; a heap is written as `1, 4 fp32`.
         ink: colour of the text.
         line: colour of the lines.
-        paper: colour behind the text.
     """
     figure.draw_without_rendering()
     inside = axes.get_window_extent()
@@ -47,7 +46,6 @@ def place_labels(figure: Figure, axes: Axes, points: Sequence[Point], ink: str, 
             label, (points[heap[0]][2], points[heap[0]][3]), (dx, dy), textcoords="offset points", ha="center",
             va="center", fontsize=8, color=ink, zorder=6, linespacing=1.15,
             arrowprops=arrow if far else None,
-            bbox={"boxstyle": "square,pad=0.05", "facecolor": paper, "edgecolor": "none", "alpha": 0.85},
         )  # fmt: skip
 
 

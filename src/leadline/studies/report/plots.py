@@ -115,8 +115,11 @@ def _plot(
             loc="outside upper left", ncols=3 if size == WIDE else 2, frameon=False, fontsize=8.5, markerscale=0.75,
             labelspacing=0.7, handletextpad=0.3, columnspacing=1.2,
         )  # fmt: skip
-        labels = [(c.number, _safe(_label(c, points)), x, c.score, 10.0 if c.recommended else 5.0) for c, x in points]
-        place_labels(figure, axes, labels, INK, MUTED, PAPER)
+        named = {c.number for c, _ in _front(points)}
+        labels = [
+            (c.number, _safe(_label(c, points, named)), x, c.score, 10.0 if c.recommended else 5.0) for c, x in points
+        ]
+        place_labels(figure, axes, labels, INK, MUTED)
         file = io.StringIO()
         nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
@@ -174,9 +177,9 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     axes.margins(x=0.14, y=0.16)
 
 
-def _label(candidate: Candidate, points: Sequence[tuple[Candidate, float]]) -> str:
+def _label(candidate: Candidate, points: Sequence[tuple[Candidate, float]], front: set[int]) -> str:
     """Words beside a point's number; where points are many, only those that matter most have any."""
-    if len(points) > MANY and not (candidate.recommended or candidate.reference or candidate.pareto):
+    if len(points) > MANY and not (candidate.recommended or candidate.reference or candidate.number in front):
         return ""
     sizes = {(other.row.height, other.row.width) for other, _ in points}
     return candidate.row.precision + (f" {candidate.row.height}x{candidate.row.width}" if len(sizes) > 1 else "")
