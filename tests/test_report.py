@@ -146,7 +146,8 @@ def _report(outcome: Outcome, limits: Limits = Limits(0.01, 20.0)) -> tuple[str,
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, _Page, Outcome]:
-    rows = [_row(number) for number in range(len(ROWS))]
+    rows = [_row(number, notes=("64 of 654 pictures, spread evenly",)) for number in range(len(ROWS))]
+    rows[1] = rows[1].model_copy(update={"notes": (*rows[1].notes, "weights are quantised when it is opened")})
     rows.append(_absent(7, Status.SKIPPED, REASON, key="skipped", precision="bf16"))
     rows.append(_absent(4, Status.FAILED, "export ended without a result: SIGSEGV", key="failed", precision="bf16"))
     outcome = make_outcome(tmp_path_factory.mktemp("study"), rows)
@@ -192,6 +193,13 @@ def test_the_recommended_row_and_the_pareto_front_are_marked_in_words(full: tupl
     )
     size_front = "5 onnxruntime int8-static 60x80, 8 openvino int8-static 60x80, 4 onnxruntime fp16 60x80."
     assert "On the Pareto front of accuracy and size: " + size_front in page.text
+
+
+def test_a_note_of_all_candidates_is_said_once(full: tuple[str, _Page, Outcome]) -> None:
+    _, page, _ = full
+    assert page.text.count("64 of 654 pictures, spread evenly") == 1
+    assert page.text.count("weights are quantised when it is opened") == 1
+    assert "weights are quantised when it is opened" in page.row("torch int8-dynamic 60x80")
 
 
 def test_a_smaller_precision_that_is_slower_is_called_slower(full: tuple[str, _Page, Outcome]) -> None:

@@ -96,7 +96,14 @@ def _remarks(row: Measurement, measured: Sequence[Measurement]) -> list[str]:
         found.append(f"{accuracy.degenerate} of {accuracy.scored} predictions are constant")
     if accuracy.failed:
         found.append(f"{accuracy.failed} pictures could not be read or predicted")
-    return found + list(row.notes)
+    shared = shared_notes(measured)
+    return found + [note for note in row.notes if note not in shared]
+
+
+def shared_notes(rows: Sequence[Measurement]) -> list[str]:
+    """Notes that every measured row has: true of the study, not of a candidate."""
+    notes = [row.notes for row in rows if row.status is Status.MEASURED]
+    return [note for note in notes[0] if all(note in others for others in notes)] if notes else []
 
 
 def _slower_than_fp32(row: Measurement, measured: Sequence[Measurement]) -> str | None:

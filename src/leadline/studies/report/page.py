@@ -12,7 +12,7 @@ from leadline import __version__
 from leadline.output import write_atomic
 from leadline.studies.measurement import Status
 from leadline.studies.recommend import NAMES
-from leadline.studies.report.candidates import Candidate, candidates
+from leadline.studies.report.candidates import Candidate, candidates, shared_notes
 from leadline.studies.report.facts import honest_limits, not_measured, parity, what_was_run
 from leadline.studies.report.gallery import gallery
 from leadline.studies.report.numbers import change, interval, megabytes, milliseconds, number, text, times
@@ -175,7 +175,8 @@ def _candidates(outcome: Outcome, found: Sequence[Candidate]) -> str:
         more = f'<p class="quiet">{absent} further {noun} no figures: <a href="#not-measured">see why</a>.</p>'
     assert outcome.reference.accuracy
     accuracy = outcome.reference.accuracy
-    lead = f"<p>Protocol {text(accuracy.protocol)} on {accuracy.scored} pictures of {text(accuracy.data)}.</p>"
+    facts = [f"Protocol {accuracy.protocol} on {accuracy.scored} pictures of {accuracy.data}"]
+    lead = f"<p>{text('; '.join(facts + shared_notes(outcome.rows)))}.</p>"
     return lead + candidate_table(found) + more
 
 
