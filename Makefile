@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/leadline optimize leadline-s-indoor --data rendered:room --out runs/demo
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -m "not slow" -n auto
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
