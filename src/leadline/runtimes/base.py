@@ -257,5 +257,5 @@ def required(name: str) -> Runtime:
     adapter = runtime(name)
     state = adapter.availability()
     if not state.available:
-        raise UnavailableError(f"runtime {name} is not available", why=state.reason, mend=state.install)
+        raise UnavailableError(f"runtime {name} is not available", why=state.reason, mend=f"run {state.install}")
     return adapter

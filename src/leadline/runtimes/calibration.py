@@ -165,9 +165,10 @@ def percentile_clip(counts: NDArray[np.int64], zeros: int, percentile: float) ->
 def entropy_clip(counts: NDArray[np.int64], levels: int = LEVELS) -> int:
     """The bin edge where clipping loses least information; `levels` to the number of bins.
 
-    For each candidate edge i the reference P is the histogram with everything above i moved into bin i - 1, and Q the
-    first i bins quantised to `levels` and spread evenly over the bins that hold something; the last minimum of
-    KL(P || Q) wins (SPEC.md section 8). Sums over levels come from running sums, so all edges are tried at once.
+    For each candidate edge i, the reference P is the histogram with everything above i moved into the last bin below i
+    that holds something (clipped values get its level), and Q the first i bins quantised to `levels`, spread evenly
+    over the bins that hold something. The last minimum of KL(P || Q) wins (SPEC.md section 8). Sums over levels come
+    from running sums, so that all edges are tried at once.
     """
     total = int(counts.sum())
     edges = np.arange(levels, len(counts) + 1)
@@ -183,12 +184,14 @@ def entropy_clip(counts: NDArray[np.int64], levels: int = LEVELS) -> int:
     level_bins = np.diff(bins_filled[starts], axis=1)
     height = np.divide(level_mass, level_bins, out=np.zeros_like(level_mass), where=level_bins > 0)
 
-    kept, tail, last = mass[edges], total - mass[edges], counts[edges - 1].astype(np.float64)
-    p_log_p = plogp[edges - 1] + _xlogy(last + tail, last + tail)
-    p_log_q = _xlogy(level_mass, height).sum(axis=1) + _xlogy(tail, height[:, -1])
+    top = np.maximum.accumulate(np.where(filled, np.arange(len(counts)), -1))[edges - 1]  # takes what is clipped
+    kept, tail, last = mass[edges], total - mass[edges], counts[top].astype(np.float64)
+    top_height = np.take_along_axis(height, (top * levels // edges).clip(0)[:, None], axis=1)[:, 0]
+    p_log_p = plogp[top] + _xlogy(last + tail, last + tail)
+    p_log_q = _xlogy(level_mass, height).sum(axis=1) + _xlogy(tail, top_height)
     with np.errstate(divide="ignore", invalid="ignore"):
         divergence = (p_log_p - p_log_q) / total - np.log(total) + np.log(kept)
-    divergence[(kept < KEPT * total) | ((last == 0) & (tail > 0))] = np.inf  # the second: P is positive where Q is 0
+    divergence[kept < KEPT * total] = np.inf
     if not np.isfinite(divergence).any():
         return len(counts)
     best = float(divergence.min())

@@ -110,7 +110,7 @@ def open_file(path: Path, contract: Contract, options: SessionOptions | None = N
         ConfigError: the execution provider is not in this build.
     """
     if importlib.util.find_spec("onnxruntime") is None:
-        raise UnavailableError("runtime onnxruntime is not available", mend="pip install onnxruntime")
+        raise UnavailableError("runtime onnxruntime is not available", mend="run pip install onnxruntime")
     if not path.is_file():
         raise BundleError("no such ONNX file", where=path)
     options = options or SessionOptions()

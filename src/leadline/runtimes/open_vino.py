@@ -262,7 +262,9 @@ def _is_transformer(network: Any) -> bool:
 
 def _import_openvino() -> Any:
     if importlib.util.find_spec("openvino") is None:
-        raise UnavailableError("runtime openvino is not available", why="openvino is not installed", mend=INSTALL)
+        raise UnavailableError(
+            "runtime openvino is not available", why="openvino is not installed", mend=f"run {INSTALL}"
+        )
     _refuse_telemetry()
     import openvino
 
@@ -271,7 +273,7 @@ def _import_openvino() -> Any:
 
 def _import_nncf() -> Any:
     if importlib.util.find_spec("nncf") is None:
-        raise UnavailableError("INT8 for openvino needs nncf", why="nncf is not installed", mend=INSTALL)
+        raise UnavailableError("INT8 for openvino needs nncf", why="nncf is not installed", mend=f"run {INSTALL}")
     _refuse_telemetry()
     with _quiet():
         import nncf

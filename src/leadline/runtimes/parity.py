@@ -144,7 +144,7 @@ def check_parity(parity: Parity, precision: Precision, *, name: str) -> None:
     why += (
         f" (max {parity.max_abs:.3g}, mean {parity.mean_abs:.3g}, δ1 {parity.delta1:.4f}, {parity.pictures} pictures)"
     )
-    raise ParityError("the exported file differs from PyTorch:", where=name, why=why, mend=mend)
+    raise ParityError("the exported file differs from PyTorch", where=name, why=why, mend=mend)
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -1,0 +1,48 @@
+"""`leadline doctor`: what is here, and what each missing runtime needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from leadline.cli import app, doctor
+from leadline.evaluation.machine import Machine
+from leadline.runtimes import open_vino
+from leadline.runtimes.base import RUNTIMES, Availability
+
+
+def test_json_lists_every_runtime_and_the_machine() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 0
+    values = json.loads(result.stdout)
+    assert [row["name"] for row in values["runtimes"]] == list(RUNTIMES)
+    versions = {row["name"]: row["version"] for row in values["runtimes"]}
+    assert versions["torch"] == importlib.metadata.version("torch")
+    assert values["machine"]["cores"] >= 1
+    assert len(values["machine"]["id"]) == 12
+
+
+def test_a_missing_runtime_says_why_and_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAULTS.md row 51."""
+    missing = Availability(False, reason="openvino is not installed", install=open_vino.INSTALL)
+    monkeypatch.setattr(open_vino.RUNTIME, "availability", lambda: missing, raising=False)
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0
+    line = next(line for line in result.stdout.splitlines() if line.startswith("openvino "))
+    assert "skipped: openvino is not installed" in line
+    assert 'pip install "leadline[openvino]"' in line
+    assert next(line for line in result.stdout.splitlines() if line.startswith("torch ")).split()[1] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [(("avx2",), ["no INT8 dot product", "no BF16"]), (("avx512_vnni",), ["no BF16"]), (("i8mm", "bf16"), [])],
+)
+def test_advice_follows_the_instruction_sets(sets: tuple[str, ...], words: list[str]) -> None:
+    machine = Machine("cpu", 1, 1, sets, 8, "Linux", "3.11", {})
+    advice = doctor._advice(machine)
+    assert len(advice) == len(words)
+    assert all(word in line for word, line in zip(words, advice, strict=True))

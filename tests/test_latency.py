@@ -1,0 +1,212 @@
+"""Timing: percentiles in closed form, turns, isolation of crashing and hanging engines, and the command."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from leadline.cli import app
+from leadline.errors import ConfigError, ContractError, LeadlineError
+from leadline.evaluation.isolation import EngineError, IsolatedSession, Job
+from leadline.evaluation.latency import InProcess, alternate, compare, ratio, summarise
+from leadline.evaluation.machine import this_machine
+from leadline.runtimes.base import SessionOptions, runtime
+from tiny_models import exported, picture
+
+# Speaks the worker's language: what it does is its model's name.
+ACTOR = textwrap.dedent(
+    """
+    import json, os, sys, time
+    name = ""
+    for line in sys.stdin:
+        order = json.loads(line)
+        do = order["do"]
+        if do == "open":
+            name = order["ref"]
+            if name == "refuse":
+                answer = {"error": "wrong input size '7x7'", "kind": "ContractError"}
+            else:
+                answer = {"engine": "actor", "name": name, "size": [8, 8], "load_ms": 1.0, "notes": []}
+        elif do == "run":
+            if name == "crash":
+                os.abort()
+            if name == "exit":
+                print("the engine has had enough", file=sys.stderr)
+                sys.exit(3)
+            if name == "hang":
+                time.sleep(60)
+            answer = {"ms": [{"fast": 1.0, "slow": 4.0}.get(name, 2.0)] * order["runs"]}
+        elif do == "around":
+            answer = {"pre_ms": [0.5], "post_ms": [0.25]}
+        else:
+            answer = {"peak_mib": 100.0, "model_mib": 10.0, "precision_ran": "fp32"}
+        print(json.dumps(answer), flush=True)
+    """
+)
+COMMAND = (sys.executable, "-c", ACTOR)
+
+
+class Recorder:
+    def __init__(self, name: str, diary: list[str]) -> None:
+        self.name, self.diary = name, diary
+
+    def run(self, runs: int) -> list[float]:
+        self.diary.append(f"{self.name}{runs}")
+        return [1.0] * runs
+
+
+class TestFigures:
+    def test_percentiles_of_the_first_hundred_numbers(self) -> None:
+        found = summarise(list(np.random.default_rng(0).permutation(np.arange(1.0, 102.0))), warmup=3, pre=[1, 2, 9])
+        assert (found.p50, found.p95, found.p99, found.iqr, found.minimum) == (51, 96, 100, 50, 1)
+        assert (found.runs, found.warmup, found.pre, found.post) == (101, 3, 2, 0)
+        assert found.fps == pytest.approx(1000 / 53)
+
+    def test_turns_alternate_and_share_all_runs(self) -> None:
+        diary: list[str] = []
+        a, b = alternate(Recorder("A", diary), Recorder("B", diary), 11, 4)
+        assert diary == ["A3", "B3", "B3", "A3", "A3", "B3", "B2", "A2"]
+        assert sum(map(len, a)) == sum(map(len, b)) == 11
+
+    def test_a_slow_round_slows_both_and_leaves_the_ratio(self) -> None:
+        found = ratio([[2, 2], [20, 20], [2, 2]], [[4, 4], [40, 40], [4, 4]])
+        assert (found.value, found.low, found.high, found.reference_p50) == (0.5, 0.5, 0.5, 4)
+
+    def test_no_runs_are_refused(self) -> None:
+        with pytest.raises(ConfigError):
+            compare(Job("fast"), runs=0, command=COMMAND)
+
+
+class TestIsolation:
+    def test_a_crash_a_hang_and_a_refusal_cost_one_row_each(self) -> None:
+        """FAULTS.md row 51: the others go on."""
+        names = ["crash", "slow", "hang", "exit", "refuse", "fast"]
+        seen: list[str] = []
+        found = compare(
+            Job("base"),
+            [Job(name) for name in names],
+            runs=4,
+            rounds=2,
+            warmup=1,
+            timeout=2.0,
+            command=COMMAND,
+            on_done=lambda timing: seen.append(timing.ref),
+        )
+        by_name = {timing.ref: timing for timing in found}
+        assert seen == ["base", *names]
+        assert "SIGABRT" in by_name["crash"].failure
+        assert "no answer within 2 s" in by_name["hang"].failure
+        assert "exit status 3 (the engine has had enough)" in by_name["exit"].failure
+        assert by_name["refuse"].failure == "wrong input size '7x7'"
+        assert by_name["slow"].ratio is not None
+        assert by_name["slow"].ratio.value == 2.0
+        assert by_name["fast"].ratio is not None
+        assert by_name["fast"].ratio.value == 0.5
+        assert by_name["base"].latency is not None
+        assert by_name["base"].latency.pre == 0.5
+        assert by_name["base"].ratio is None
+
+    def test_without_its_reference_a_candidate_is_measured_alone(self) -> None:
+        first, second = compare(Job("crash"), [Job("slow")], runs=2, rounds=1, timeout=5.0, command=COMMAND)
+        assert first.latency is None
+        assert second.latency is not None
+        assert second.latency.p50 == 4.0
+        assert second.ratio is None
+
+    def test_an_error_keeps_its_type(self) -> None:
+        with pytest.raises(ContractError, match="7x7"), IsolatedSession(Job("refuse"), command=COMMAND):
+            pass
+
+    def test_a_process_that_cannot_start_python_is_an_engine_error(self) -> None:
+        command = (sys.executable, "-c", "raise SystemExit('no such engine')")
+        with pytest.raises(EngineError, match="no such engine"), IsolatedSession(Job("x"), command=command):
+            pass
+
+    def test_the_process_ends_with_the_block(self) -> None:
+        with IsolatedSession(Job("fast"), command=COMMAND) as session:
+            assert session.run(3) == [1.0, 1.0, 1.0]
+        assert session._process.poll() is not None
+
+
+def test_a_real_engine_in_its_process() -> None:
+    bundle = exported("cnn", "onnxruntime", "fp32")
+    (timing,) = compare(Job(str(bundle.folder)), runs=5, rounds=1, warmup=1)
+    assert timing.failure == ""
+    assert timing.latency is not None
+    assert 0 < timing.latency.minimum <= timing.latency.p50 <= timing.latency.p95 <= timing.latency.p99
+    assert timing.latency.pre > 0
+    assert timing.latency.post > 0
+    assert (timing.engine, timing.precision_ran, timing.size) == ("onnxruntime", "fp32", (64, 96))
+    assert timing.peak_mib is not None
+    assert timing.model_mib is not None
+    assert 20 < timing.model_mib < timing.peak_mib < 200  # torch alone would be above that
+
+
+def test_in_this_process() -> None:
+    session = runtime("torch").open(exported("cnn", "torch", "fp32"), SessionOptions())
+    times = InProcess(session, picture(0, (64, 96))).run(3)
+    assert len(times) == 3
+    assert min(times) > 0
+
+
+def test_the_machine_is_described_and_its_id_depends_on_it() -> None:
+    machine = this_machine()
+    assert machine.cpu
+    assert machine.cores >= 1
+    assert machine.memory_gib >= 1
+    assert machine.versions["torch"]
+    assert machine.id == this_machine().id
+    assert len(machine.id) == 12
+    assert type(machine)(**{**vars(machine), "cpu": "another"}).id != machine.id
+
+
+class TestCommand:
+    def test_two_models_side_by_side(self, tmp_path: Path) -> None:
+        folder = exported("cnn", "onnxruntime", "fp32").folder
+        exported("cnn", "onnxruntime", "fp32").write_measurements({"macs": 12_000_000, "parameters": 34_000})
+        result = CliRunner().invoke(
+            app, ["benchmark", str(folder), str(tmp_path / "none"), "--runs", "3", "--rounds", "1", "--json"]
+        )
+        assert result.exit_code == 1
+        values = json.loads(result.stdout)
+        good, bad = values["rows"]
+        assert good["latency"]["runs"] == 3
+        assert (good["macs"], good["parameters"]) == (12_000_000, 34_000)
+        assert good["size_mb"] > 0.05
+        assert values["machine"]["id"] == this_machine().id
+        assert "no such file or folder" in bad["failure"]
+
+    def test_the_table_fits_a_terminal_of_100_columns(self) -> None:
+        folder = exported("cnn", "onnxruntime", "fp32").folder
+        result = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["benchmark", str(folder), "--runs", "2"])
+        assert result.exit_code == 0
+        assert f"A: {folder}: onnxruntime fp32, input 64x96" in result.stdout.replace("\n", "")
+        for title in (
+            "IQR",
+            "p99",
+            "pre",
+            "post",
+            "FPS",
+            "ratio to A",
+            "peak MiB",
+            "file MB",
+            "G MACs",
+            "M parameters",
+        ):
+            assert title in result.stdout
+
+    def test_nothing_measurable_is_status_2(self, tmp_path: Path) -> None:
+        result = CliRunner().invoke(app, ["benchmark", str(tmp_path / "none")])
+        assert result.exit_code == 2
+        assert "skipped: no model" in " ".join(result.stdout.split())
+
+
+def test_errors_of_the_process_are_leadline_errors() -> None:
+    assert issubclass(EngineError, LeadlineError)
+    assert EngineError("x").exit_status == 1

@@ -1,0 +1,191 @@
+"""The contract that every runtime keeps, on a tiny FastDepth."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+import numpy as np
+import pytest
+
+from leadline.bundle import load_bundle
+from leadline.errors import BundleError, ConfigError, ContractError, LeadlineError, UnavailableError
+from leadline.runtimes.base import RUNTIMES, ExportOptions, Precision, SessionOptions, required, runtime
+from leadline.runtimes.export import export_bundle
+from tiny_models import cnn, expected, exported, picture, pictures
+
+PRECISIONS = {
+    "torch": {"fp32", "bf16", "int8-dynamic"},
+    "onnxruntime": {"fp32", "fp16", "int8-dynamic", "int8-static"},
+    "openvino": {"fp32", "fp16", "bf16", "int8-dynamic", "int8-static"},
+}
+# A CNN has no matrix products that could be quantised while running.
+CASES = [(engine, p) for engine, precisions in PRECISIONS.items() for p in sorted(precisions) if p != "int8-dynamic"]
+# mean |difference| over the output's standard deviation: rounding of the precision through 40 layers
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 0.15, "int8-static": 0.35}
+RAN = {"fp32": ("fp32",), "fp16": ("fp16", "fp32 (fp16 weights)"), "bf16": ("bf16", "fp32"), "int8-static": ("int8 (",)}
+
+
+@pytest.fixture(params=list(RUNTIMES))
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    state = runtime(name).availability()
+    if not state.available:
+        pytest.skip(f"{name}: {state.reason}")
+    return name
+
+
+def test_availability_names_a_version(engine: str) -> None:
+    state = runtime(engine).availability()
+    assert state.version[0].isdigit()
+    assert not state.reason
+
+
+def test_precisions_are_those_promised(engine: str) -> None:
+    assert {str(p) for p in runtime(engine).precisions} == PRECISIONS[engine]
+
+
+@pytest.mark.parametrize(("engine", "precision"), CASES)
+def test_exports_loads_runs_and_agrees(engine: str, precision: str) -> None:
+    required(engine)
+    bundle = load_bundle(exported("cnn", engine, precision).folder)
+    assert (bundle.runtime, bundle.precision, bundle.size, bundle.dynamic) == (engine, precision, (64, 96), False)
+    assert not bundle.contract.input.dynamic
+    session = runtime(engine).open(bundle, SessionOptions())
+    values = picture(5, (64, 96))
+    output, reference = session.run(values), expected(cnn(), values)
+    assert output.dtype == np.float32
+    assert output.shape == reference.shape == (1, 1, 64, 96)
+    assert np.abs(output - reference).mean() / reference.std() < LIMITS[precision]
+    assert session.precision_ran.startswith(RAN[precision])
+    session.close()
+
+
+def test_a_batch_gives_what_its_pictures_give(engine: str) -> None:
+    session = runtime(engine).open(exported("cnn", engine, "fp32"), SessionOptions())
+    values = np.concatenate(pictures(3))
+    together = session.run(values)
+    assert together.shape == (3, 1, 64, 96)
+    for index in range(3):
+        np.testing.assert_allclose(together[index : index + 1], session.run(values[index : index + 1]), atol=1e-5)
+
+
+def test_an_output_is_not_overwritten_by_the_next_run(engine: str) -> None:
+    session = runtime(engine).open(exported("cnn", engine, "fp32"), SessionOptions())
+    first = session.run(picture(1, (64, 96)))
+    kept = first.copy()
+    session.run(picture(2, (64, 96)))
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros((1, 3, 64, 64), np.float32),
+        np.zeros((1, 1, 64, 96), np.float32),
+        np.zeros((3, 64, 96), np.float32),
+        np.zeros((1, 3, 64, 96), np.float64),
+        np.zeros((0, 3, 64, 96), np.float32),
+    ],
+    ids=["size", "channels", "rank", "dtype", "empty"],
+)
+def test_wrong_input_is_refused(engine: str, values: np.ndarray) -> None:
+    session = runtime(engine).open(exported("cnn", engine, "fp32"), SessionOptions())
+    with pytest.raises(ContractError):
+        session.run(values)
+
+
+def test_missing_and_damaged_files_are_refused(engine: str, tmp_path: object) -> None:
+    folder = shutil.copytree(exported("cnn", engine, "fp32").folder, f"{tmp_path}/copy")
+    bundle = load_bundle(exported("cnn", engine, "fp32").folder)
+    heaviest = max((name for name in bundle.files), key=lambda name: bundle.file(name).stat().st_size)
+    victim = type(bundle.folder)(folder) / heaviest
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(BundleError, match="SHA-256"):
+        load_bundle(victim.parent)
+    victim.unlink()
+    with pytest.raises(BundleError, match="missing"):
+        load_bundle(victim.parent)
+
+
+def test_threads_do_not_change_the_result(engine: str) -> None:
+    values = picture(9, (64, 96))
+    results = [
+        runtime(engine).open(exported("cnn", engine, "fp32"), SessionOptions(threads=threads)).run(values)
+        for threads in (0, 1, 2)
+    ]
+    np.testing.assert_allclose(results[1], results[0], atol=1e-5)
+    np.testing.assert_allclose(results[2], results[0], atol=1e-5)
+
+
+def test_an_unknown_device_is_refused_in_words(engine: str) -> None:
+    with pytest.raises(ConfigError, match="quantum"):
+        runtime(engine).open(exported("cnn", engine, "fp32"), SessionOptions(device="quantum"))
+
+
+def test_an_open_size_really_is_open(engine: str) -> None:
+    """RUNTIMES.md pitfall 2: the file must follow sizes and batches that the exporter never saw."""
+    bundle = exported("cnn", engine, "fp32", (64, 96), True)
+    assert bundle.dynamic
+    assert bundle.contract.input.dynamic
+    session = runtime(engine).open(bundle, SessionOptions())
+    for size in ((64, 96), (96, 64), (128, 224)):
+        values = np.concatenate([picture(3, size), picture(4, size)])
+        np.testing.assert_allclose(session.run(values), expected(cnn(), values), atol=1e-4)
+    with pytest.raises(ContractError, match="multiples of 32"):
+        session.run(np.zeros((1, 3, 65, 96), np.float32))
+
+
+def test_a_fixed_network_is_not_opened(engine: str, tmp_path: object) -> None:
+    model = cnn()
+    fixed = model.contract.model_copy(update={"input": model.contract.input.model_copy(update={"dynamic": False})})
+    source = type(model)(model.model, fixed, model.name, (), model.architecture, model.config)
+    with pytest.raises(ConfigError, match="its input is fixed"):
+        runtime(engine).export(source, ExportOptions(dynamic=True), tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_precision_that_the_engine_lacks_is_refused(engine: str, tmp_path: object) -> None:
+    missing = [p for p in Precision if p not in runtime(engine).precisions]
+    for precision in missing:
+        with pytest.raises(ConfigError, match=f"{engine} has no precision '{precision}'"):
+            runtime(engine).export(cnn(), ExportOptions(precision=precision), tmp_path)  # type: ignore[arg-type]
+    assert len(missing) == 5 - len(PRECISIONS[engine])
+
+
+def test_dynamic_int8_of_a_cnn_is_refused_with_the_reason(engine: str, tmp_path: object) -> None:
+    options = ExportOptions(precision=Precision.INT8_DYNAMIC)
+    with pytest.raises(ConfigError, match="int8-static"):
+        export_bundle(cnn(), engine, options, type(exported("cnn", engine, "fp32").folder)(f"{tmp_path}/out"))
+
+
+@pytest.mark.parametrize("engine", [name for name in RUNTIMES if "int8-static" in PRECISIONS[name]])
+def test_static_int8_needs_pictures(engine: str, tmp_path: object) -> None:
+    with pytest.raises(ConfigError, match="calibration set is empty"):
+        runtime(engine).export(cnn(), ExportOptions(precision=Precision.INT8_STATIC), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_a_missing_engine_says_how_to_install_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    state = runtime(name).availability()
+    assert not state.available
+    assert "not installed" in state.reason
+    with pytest.raises(UnavailableError, match="pip install"):
+        required(name)
+
+
+def test_an_unknown_runtime_gets_a_suggestion() -> None:
+    with pytest.raises(LeadlineError, match="Did you mean 'openvino'"):
+        runtime("openvno")
+
+
+def test_export_bundle_writes_parity_and_lineage_at_once(engine: str, tmp_path: object) -> None:
+    out = type(exported("cnn", engine, "fp32").folder)(f"{tmp_path}/bundle")
+    bundle = export_bundle(cnn(), engine, ExportOptions(), out)
+    assert bundle.details["precision_ran"] == "fp32"
+    assert bundle.details["parity"]["pictures"] == 4
+    assert bundle.details["parity"]["relative"] < 1e-4
+    assert bundle.lineage[-1]["step"] == "export"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["bundle"]
