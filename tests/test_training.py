@@ -65,7 +65,7 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(tmp_path: Path) -> Non
     result, folder = run(config, tmp_path / "run", lambda step: seen.append(step.loss))
     assert result.iteration == 60
     assert not result.interrupted
-    assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:5])
+    assert np.mean(seen[-5:]) < 0.8 * np.mean(seen[:5])
     checkpoint = load_checkpoint(folder)
     assert checkpoint.contract.input.height == 32
     assert checkpoint.lineage[-1]["step"] == "train"

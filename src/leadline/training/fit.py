@@ -237,7 +237,8 @@ def _device(wanted: str) -> torch.device:
 
 def _facts(config: TrainConfig) -> dict[str, Any]:
     """What must agree for a run to be the same run; its length may change."""
-    free = {"iterations", "save_every", "threads", "device", "cache_mb", "validation", "half", "card"}
+    described = {"name", "half", "card", "licence", "training_data"}
+    free = {"iterations", "save_every", "threads", "device", "cache_mb", "validation", *described}
     return {"config": {key: value for key, value in config.model_dump(mode="json").items() if key not in free}}
 
 
