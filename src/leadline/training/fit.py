@@ -251,8 +251,8 @@ def _resume(
     facts = load_state(path, model=model, average=average, optimizer=optimizer)
     ours = _facts(config)["config"]
     for key, value in facts.get("config", {}).items():
-        if ours.get(key) != value:
-            why = f"it was started with {key} = {value}, now {ours.get(key)}"
+        if key in ours and ours[key] != value:
+            why = f"it was started with {key} = {value}, now {ours[key]}"
             raise ConfigError("cannot continue the run", where=out, why=why, mend="choose another --out")
     return int(facts["iteration"])
 
