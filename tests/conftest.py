@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("leadline", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("leadline")
 
 
 def _shared(part: str) -> Path:
