@@ -274,3 +274,12 @@ def test_export_is_shared_between_precisions_of_one_size(monkeypatch: pytest.Mon
     export_onnx(layer, contract())
     export_onnx(layer, contract(16, 16))
     assert len(calls) == 2
+
+
+def test_export_is_shared_between_processes_through_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    layer = nn.Conv2d(3, 1, 1).eval()
+    first = export_onnx(layer, contract(), tmp_path / "graphs")
+    monkeypatch.setattr(onnx_export, "_recent", {})  # as in a new process
+    monkeypatch.setattr(onnx_export, "_exported", lambda *_: pytest.fail("exported again"))
+    assert export_onnx(layer, contract(), tmp_path / "graphs") == first
+    assert len(list((tmp_path / "graphs").iterdir())) == 1

@@ -71,6 +71,7 @@ class ExportOptions:
         per_channel: one weight scale per output channel instead of one per tensor.
         symmetric: activation ranges symmetric about zero (static INT8): cheaper on some engines, coarser after ReLU.
         exclude: names of graph nodes that stay in float (static INT8).
+        cache: folder where engines that go through ONNX share the float graph between precisions and processes.
     """
 
     precision: Precision = Precision.FP32
@@ -82,6 +83,7 @@ class ExportOptions:
     per_channel: bool = True
     symmetric: bool = False
     exclude: tuple[str, ...] = ()
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from leadline.errors import UnavailableError
+from leadline.output import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,14 +25,16 @@ OPSET = 18
 INPUT, OUTPUT = "input", "depth"
 
 
-def export_onnx(model: nn.Module, contract: Contract, path: Path | None = None) -> onnx.ModelProto:
+def export_onnx(model: nn.Module, contract: Contract, cache: Path | None = None) -> onnx.ModelProto:
     """Export to ONNX, BatchNorm folded, input `input` (N x 3 x H x W float32), output `depth` (N x 1 x H x W float32).
+
+    Exporting is costly and several precisions share its result, so it is kept in memory, and in `cache` if given.
 
     Args:
         model: the network, float32.
         contract: of the exported file: a fixed input gives N = 1 and its size; a dynamic one leaves N, H and W open
             within the contract's limits.
-        path: where to write it, if anywhere.
+        cache: folder that keeps the graphs for other processes.
 
     Raises:
         UnavailableError: the exporter does not know an operator of the network, or the network fixes a size that
@@ -39,23 +42,35 @@ def export_onnx(model: nn.Module, contract: Contract, path: Path | None = None) 
     """
     import onnx
 
-    global _latest  # noqa: PLW0603  one entry: several precisions of one network at one size share the costly step
     key = _fingerprint(model, contract)
-    if _latest is None or _latest[0] != key:
-        _latest = (key, _exported(model, contract).SerializeToString(deterministic=True))
-    if path is not None:
-        path.write_bytes(_latest[1])
-    return onnx.load_model_from_string(_latest[1])
+    kept = cache / f"{key[:32]}.onnx" if cache is not None else None
+    if key not in _recent and kept is not None and kept.is_file():
+        _remember(key, kept.read_bytes())
+    if key not in _recent:
+        _remember(key, _exported(model, contract).SerializeToString(deterministic=True))
+    if kept is not None and not kept.is_file():
+        write_atomic(kept, _recent[key])
+    return onnx.load_model_from_string(_recent[key])
 
 
-_latest: tuple[str, bytes] | None = None
+_recent: dict[str, bytes] = {}
+KEPT_BYTES = 256 * 2**20
+
+
+def _remember(key: str, graph: bytes) -> None:
+    """Keep the graph, and of the earlier ones the latest that fit into KEPT_BYTES."""
+    _recent[key] = graph
+    while len(_recent) > 1 and sum(map(len, _recent.values())) > KEPT_BYTES:
+        del _recent[next(iter(_recent))]
 
 
 def _fingerprint(model: nn.Module, contract: Contract) -> str:
     """Changes with any weight, any module and any field of the input."""
     import torch
 
-    digest = hashlib.sha256(f"{model!r}{contract.input.model_dump_json()}{id(type(model))}".encode())
+    digest = hashlib.sha256(
+        f"{torch.__version__}{OPSET}{type(model)}{model!r}{contract.input.model_dump_json()}".encode()
+    )
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -65,7 +65,7 @@ class OnnxRuntime:
         refuse_precision(self, options)
         needs_calibration(options)
         contract = bundle_contract(source.contract, options.size, options.dynamic)
-        proto = export_onnx(source.model, contract)
+        proto = export_onnx(source.model, contract, options.cache)
         details: dict[str, Any] = {}
         if options.precision is Precision.FP16:
             proto = onnx_quantize.half_weights(proto)

@@ -69,7 +69,7 @@ class OpenVino:
         needs_calibration(options)
         contract = bundle_contract(source.contract, options.size, options.dynamic)
         openvino = _import_openvino()
-        proto = export_onnx(source.model, contract)
+        proto = export_onnx(source.model, contract, options.cache)
         details: dict[str, Any] = {}
         if options.precision is Precision.INT8_STATIC and options.method == "entropy":
             # NNCF has no entropy rule; OpenVINO reads the Q/DQ pairs that our own calibration wrote.

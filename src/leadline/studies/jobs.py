@@ -48,7 +48,9 @@ def export(
     inputs = (
         calibration_inputs(calibration, loaded.contract, shape, count=count) if wanted is Precision.INT8_STATIC else ()
     )
-    bundle = export_bundle(loaded, runtime, ExportOptions(precision=wanted, size=shape, calibration=inputs), Path(out))
+    graphs = Path(out).parents[1] / ".graphs"  # the costly float graph, shared by all precisions of a size
+    options = ExportOptions(precision=wanted, size=shape, calibration=inputs, cache=graphs)
+    bundle = export_bundle(loaded, runtime, options, Path(out))
     return {"parity": bundle.details.get("parity", {})}
 
 
