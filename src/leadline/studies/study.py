@@ -52,7 +52,7 @@ class Study:
     threads: int = 1
     runs: int = 60
     calibration: str | None = None
-    calibration_count: int = 128
+    calibration_count: int = 64
 
 
 @dataclass(frozen=True)
