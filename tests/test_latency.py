@@ -128,6 +128,16 @@ class TestIsolation:
         with pytest.raises(EngineError, match="no such engine"), IsolatedSession(Job("x"), command=command):
             pass
 
+    def test_threads_are_pinned_and_waiting_ones_sleep(self) -> None:
+        """RUNTIMES.md pitfall 9: spinning threads collapse when a neighbour takes one core."""
+        report = (
+            "import json, os; input(); print(json.dumps({'ms': [os.environ[k] for k in KEYS]}), flush=True); input()"
+        )
+        keys = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
+        session = IsolatedSession(Job("x", threads=3), command=(sys.executable, "-c", f"KEYS = {keys}; {report}"))
+        assert session.run(1) == ["3", "3", "3", "PASSIVE"]
+        session.close()
+
     def test_the_process_ends_with_the_block(self) -> None:
         with IsolatedSession(Job("fast"), command=COMMAND) as session:
             assert session.run(3) == [1.0, 1.0, 1.0]

@@ -99,7 +99,7 @@ class TestExport:
         session = runtime("onnxruntime").open(exported("vit", "onnxruntime", "fp32", VIT_SIZE, True), SessionOptions())
         for size in (VIT_SIZE, (70, 70), (42, 112)):
             values = np.concatenate([picture(1, size), picture(2, size)])
-            np.testing.assert_allclose(session.run(values), expected(vit(), values), atol=1e-4)
+            np.testing.assert_allclose(session.run(values), expected(vit(), values), atol=1e-3)  # of 0 to 20 m
 
 
 class TestStaticInt8:
