@@ -231,7 +231,7 @@ def test_what_was_run_is_told(full: tuple[str, _Page, Outcome]) -> None:
     _, page, _ = full
     for words in (
         "Example CPU 3000, 2 cores", "Apache-2.0", "metric depth, metres", "371 M", "1.39 M", "torch 2.13.0",
-        "one picture at a time", "within a factor of 1.25", "calibrated on 128 pictures", "0.9999", "64 scored",
+        "one picture at a time", "within a factor of 1.25", "calibrated on 64 pictures", "0.9999", "64 scored",
         "95 % percentile bootstrap intervals over 64 pictures (2,000 draws)",
     ):  # fmt: skip
         assert words in page.text
