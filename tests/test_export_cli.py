@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -16,7 +18,8 @@ from leadline.cli.export import EXAMPLES
 from leadline.evaluation.complexity import count_parameters
 from leadline.reference import open_session
 from leadline.runtimes import parity
-from tiny_models import cnn, expected, picture
+from leadline.runtimes.base import runtime
+from tiny_models import cnn, expected, exported, picture
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,35 @@ def test_something_of_the_users_is_not_replaced(checkpoint: str, tmp_path: Path)
     assert status == 2
     assert "will not replace" in error
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_an_onnx_file_from_elsewhere_is_quantised(tmp_path: Path) -> None:
+    """Any ONNX file with a contract; here with an open size, and a map without channel axis."""
+    proto = onnx.load(exported("cnn", "onnxruntime", "fp32").file("model.onnx"))
+    for side, name in zip(proto.graph.input[0].type.tensor_type.shape.dim, ("n", "", "h", "w"), strict=True):
+        if name:
+            side.dim_param = name
+    del proto.graph.value_info[:]
+    proto.graph.node.append(onnx.helper.make_node("Squeeze", ["depth", "axis"], ["flat"]))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
+    proto.graph.output[0].name = "flat"
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, tmp_path / "theirs.onnx")
+    cnn().contract.save(tmp_path / "theirs.contract.json")
+    values = picture(1, (64, 96))
+    for engine in ("onnxruntime", "openvino"):
+        if not runtime(engine).availability().available:
+            continue
+        out = tmp_path / engine
+        status, text, error = run(str(tmp_path / "theirs.onnx"), "-r", engine, "-p", "int8-static", "-o", str(out))
+        assert (status, error) == (0, "")
+        assert "computes in: int8 (" in text
+        output = open_session(str(out)).run(values)
+        assert output.shape == (1, 1, 64, 96)
+        assert np.corrcoef(output.ravel(), expected(cnn(), values).ravel())[0, 1] > 0.95
+    status, _, error = run(str(tmp_path / "onnxruntime" / "model.onnx"), "-r", "onnxruntime", "-o", str(tmp_path / "b"))
+    assert status == 2
+    assert "already quantised" in error
 
 
 def test_help_ends_in_its_examples() -> None:

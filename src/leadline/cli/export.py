@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from leadline.bundle import Bundle
+    from leadline.reference import LoadedModel
 
 HELP = """Turn a model into a bundle that a runtime runs.
 
@@ -82,15 +83,13 @@ def command(
     folder = out or Path(f"{_plain(reference)}-{runtime}-{precision}")
     check_writable(folder.parent)
 
-    from leadline.evaluation.complexity import count_macs, count_parameters
-    from leadline.reference import load_model
     from leadline.runtimes.base import ExportOptions
     from leadline.runtimes.calibration import calibration_inputs
     from leadline.runtimes.export import export_bundle
 
     with _status(json) as tell:
         tell("loading")
-        loaded, wanted = load_model(reference), parse_size(size)
+        loaded, wanted = _loaded(reference), parse_size(size)
         inputs = []
         if precision == Precision.INT8_STATIC:
             tell("preparing calibration pictures")
@@ -109,13 +108,33 @@ def command(
         )
         bundle = export_bundle(loaded, runtime, options, folder)
         tell("counting")
-        counts = {
-            "macs": count_macs(loaded.model, bundle.size),
-            "parameters": count_parameters(loaded.model),
-        }
+        counts = _counts(loaded, bundle)
         bundle.write_measurements(counts)
     facts = _facts(bundle) | counts
     typer.echo(json_module.dumps(facts, indent=2, allow_nan=False) if json else _text(facts))
+
+
+def _loaded(reference: str) -> LoadedModel:
+    """A network of any reference, an ONNX file with a contract included."""
+    from leadline.reference import LoadedModel, load_model, onnx_contract
+
+    path = Path(reference)
+    if path.suffix != ".onnx" or not path.is_file():
+        return load_model(reference)
+    from leadline.runtimes.onnx_source import OnnxNetwork
+
+    contract = onnx_contract(path)
+    return LoadedModel(OnnxNetwork(path, contract), contract, path.stem, ({"step": "onnx", "source": path.name},))
+
+
+def _counts(loaded: LoadedModel, bundle: Bundle) -> dict[str, int]:
+    """Multiply-accumulates and parameters, which an exported file no longer tells; nothing for an ONNX source."""
+    from leadline.evaluation.complexity import count_macs, count_parameters
+    from leadline.runtimes.onnx_source import OnnxNetwork
+
+    if isinstance(loaded.model, OnnxNetwork):
+        return {}
+    return {"macs": count_macs(loaded.model, bundle.size), "parameters": count_parameters(loaded.model)}
 
 
 def _facts(bundle: Bundle) -> dict[str, Any]:

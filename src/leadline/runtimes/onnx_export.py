@@ -31,7 +31,7 @@ def export_onnx(model: nn.Module, contract: Contract, cache: Path | None = None)
     Exporting is costly and several precisions share its result, so it is kept in memory, and in `cache` if given.
 
     Args:
-        model: the network, float32.
+        model: the network, float32; an `OnnxNetwork` is its own export.
         contract: of the exported file: a fixed input gives N = 1 and its size; a dynamic one leaves N, H and W open
             within the contract's limits.
         cache: folder that keeps the graphs for other processes.
@@ -42,6 +42,10 @@ def export_onnx(model: nn.Module, contract: Contract, cache: Path | None = None)
     """
     import onnx
 
+    from leadline.runtimes.onnx_source import OnnxNetwork, fixed_graph
+
+    if isinstance(model, OnnxNetwork):
+        return fixed_graph(model, contract)
     key = _fingerprint(model, contract)
     kept = cache / f"{key[:32]}.onnx" if cache is not None else None
     if key not in _recent and kept is not None and kept.is_file():

@@ -144,7 +144,7 @@ class _OpenVinoSession(Session):
             return np.concatenate([self._infer(values[index : index + 1]) for index in range(len(values))])
         result = self._request.infer([np.ascontiguousarray(values)], share_inputs=True)
         output: NDArray[np.float32] = np.array(result[0], np.float32)
-        return output
+        return output[:, None] if output.ndim == 3 else output  # networks from elsewhere often return N x H x W
 
     def close(self) -> None:
         del self._request, self._compiled
