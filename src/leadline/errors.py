@@ -80,8 +80,14 @@ class OutputError(LeadlineError):
     """An output place that is read-only, full, or in use by another run."""
 
 
+MOST_NAMED = 12  # words of a list that a message of one line can hold
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the list of what is known where nothing is close."""
     options = sorted(known)
     near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    more = f", and {len(options) - MOST_NAMED} more" if len(options) > MOST_NAMED else ""
+    return f"known: {', '.join(options[:MOST_NAMED])}{more}"
