@@ -282,3 +282,15 @@ def test_fast_depthwise_gradients_agree() -> None:
         speed_up(conv)
         found = torch.autograd.grad(conv(x).square().sum(), [x, conv.weight])
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_misspelt_key_is_one_line_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: leadline-s\nsources: [{data: rendered, splitt: train}]\n")
+    done = subprocess.run(
+        [*COMMAND, str(path), "--out", str(tmp_path / "o")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Did you mean 'split'?" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "o").exists()
