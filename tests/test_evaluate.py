@@ -474,7 +474,7 @@ def test_command_says_n_a_where_no_depth_is_valid(folder):
     for path in (folder / "depth").iterdir():
         Image.fromarray(np.zeros(SIZE, np.uint16)).save(path)
     out = run(MODEL, "--data", folder, "--protocol", "nyu-eigen")
-    assert out.exit_code == 0, out.output
+    assert out.exit_code == 1, out.output
     assert "0 of 3 pictures scored" in out.stdout
     assert "without valid ground truth (n/a): 3" in out.stdout
     assert "nan" not in out.stdout.lower()

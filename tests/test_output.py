@@ -82,11 +82,11 @@ def test_folder_appears_only_when_it_is_complete(tmp_path):
 @pytest.mark.parametrize("fault", [ValueError("x"), KeyboardInterrupt(), SystemExit(143)])
 def test_old_folder_survives_a_failure_of_the_new(tmp_path, fault):
     path = tmp_path / "out"
-    with atomic_folder(path) as place:
+    with atomic_folder(path, replaces="bundle") as place:
         write_atomic(place / "manifest.json", b'{"kind": "bundle", "v": 1}')
 
     def replace() -> None:
-        with atomic_folder(path) as place:
+        with atomic_folder(path, replaces="bundle") as place:
             write_atomic(place / "manifest.json", b'{"kind": "bundle", "v": 2}')
             raise fault
 
@@ -120,6 +120,23 @@ def test_folders_of_others_are_not_replaced(tmp_path):
     with pytest.raises(OutputError, match="will not replace"), atomic_folder(tmp_path / "photos"):
         pytest.fail("the block must not run")
     assert names(tmp_path / "photos") == ["one.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "replaces"),
+    [
+        ("manifest.json", '{"kind": "checkpoint"}', "bundle"),
+        ("manifest.json", '{"kind": "bundle"}', "checkpoint"),
+        ("dataset.json", "{}", "bundle"),
+        ("dataset.json", "{}", None),
+    ],
+)
+def test_what_was_finished_is_replaced_only_by_its_like(tmp_path, name, text, replaces):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(text)
+    with pytest.raises(OutputError, match="will not replace"), atomic_folder(tmp_path / "out", replaces=replaces):
+        pytest.fail("nothing may be written")
+    assert (tmp_path / "out" / name).read_text() == text
 
 
 def test_empty_folder_is_replaced(tmp_path):

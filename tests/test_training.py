@@ -294,3 +294,15 @@ def test_a_misspelt_key_is_one_line_on_the_command_line(tmp_path: Path) -> None:
     assert "Did you mean 'split'?" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_a_data_set_without_measured_depth_is_an_error_and_no_checkpoint(tmp_path: Path) -> None:
+    config = small(iterations=4, save_every=10)
+    start = starting_point(config)
+    blind = Mix(config, start.contract, (32, 64)).batch(0)
+    blind.valid.zero_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leadline.training.batches.Mix.batch", lambda *_: blind)
+        with pytest.raises(DataError, match="without one measured pixel"):
+            fit(config, start, tmp_path / "run")
+    assert not (tmp_path / "run" / STATE).exists()

@@ -111,7 +111,7 @@ def save_checkpoint(
     _check_fit(_shapes(_meta_state(architecture, config)), _shapes(state), where=folder)
     stored = {key: _stored(value, half).contiguous().clone() for key, value in state.items()}
     description = {"architecture": architecture, "config": config.model_dump(mode="json")}
-    with atomic_folder(folder) as place:
+    with atomic_folder(folder, replaces="checkpoint") as place:
         contract.save(place / CONTRACT)
         write_atomic(place / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
         write_atomic(place / WEIGHTS, save(stored))

@@ -52,17 +52,20 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, replaces: str | None = None) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block succeeds and is removed when it fails.
 
-    An existing folder at `path` is replaced only if it is empty or was written by Leadline, and stays intact until the
-    new one is complete.
+    An existing folder at `path` stays intact until the new one is complete.
+
+    Args:
+        path: the folder.
+        replaces: `checkpoint` or `bundle`, what an existing folder may be to be replaced; None: empty folders only.
 
     Raises:
         OutputError: the disk is full, the place cannot be written, or `path` holds something else.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would follow a link that is to be replaced
-    _check_replaceable(path)
+    _check_replaceable(path, replaces)
     temporary = _beside(path, "tmp")
     try:
         try:
@@ -128,22 +131,26 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.{ending}")
 
 
-def _check_replaceable(path: Path) -> None:
+def _check_replaceable(path: Path, replaces: str | None) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    why = "it holds files that Leadline did not write" if path.is_dir() else "it is a file"
-    if not _written_by_leadline(path):
+    found = _kind_of(path)
+    if found is None or found != replaces:
+        holds = f"it holds a {found}" if found else "it holds files that Leadline did not write"
+        why = holds if path.is_dir() else "it is a file"
         raise OutputError("will not replace", where=path, why=why, mend="choose another output folder")
 
 
-def _written_by_leadline(path: Path) -> bool:
+def _kind_of(path: Path) -> str | None:
+    """`data set`, `checkpoint`, `bundle`, or None for what Leadline did not write."""
     if (path / "dataset.json").is_file():
-        return True
+        return "data set"
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("kind") in ("checkpoint", "bundle")
+        return None
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    return kind if kind in ("checkpoint", "bundle") else None
 
 
 def _take_place(temporary: Path, path: Path) -> None:

@@ -103,7 +103,7 @@ def command(
         typer.echo(_as_json(result, other, differences, against))
     else:
         _print(result, other, differences, against)
-    if result.failed or (other is not None and other.failed):
+    if result.failed or not result.scored or (other is not None and other.failed):
         raise typer.Exit(1)
 
 

@@ -32,7 +32,9 @@ REFERENCE_HELP = "Zoo name, checkpoint or bundle folder, .onnx with a contract b
 Model = Annotated[str, typer.Option("--model", "-m", metavar="REF", help=REFERENCE_HELP)]
 Reference = Annotated[str, typer.Argument(metavar="REF", help=REFERENCE_HELP)]
 References = Annotated[list[str], typer.Argument(metavar="REF...", help=REFERENCE_HELP)]
-Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads of the engine; 0: the engine chooses.")]
+Threads = Annotated[
+    int, typer.Option("--threads", "-t", min=0, max=256, help="Threads of the engine; 0: the engine chooses.")
+]
 Size = Annotated[
     Optional[str],  # noqa: UP045  typer reads the annotation at run time
     typer.Option("--size", metavar="H,W", help="Input size of the network, height,width in pixels."),

@@ -57,7 +57,7 @@ def export_bundle(
     adapter = required(runtime)
     check_writable(out.parent)
     contract = bundle_contract(source.contract, options.size, options.dynamic)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, replaces="bundle") as folder:
         made = adapter.export(source, options, folder)
         session = adapter.open(made, SessionOptions())
         reference = open_model(source.model, source.contract)

@@ -17,7 +17,7 @@ import yaml
 
 from leadline.contract import Camera
 from leadline.depth import Kind
-from leadline.errors import ConfigError, NumericalError
+from leadline.errors import ConfigError, DataError, NumericalError
 from leadline.output import output_lock, write_atomic
 from leadline.training.average import twin, update
 from leadline.training.batches import Batch, Mix, ahead
@@ -107,6 +107,7 @@ def fit(
         on_progress: called after each iteration.
 
     Raises:
+        DataError: `max_bad_batches` batches in a row hold no measured pixel.
         NumericalError: the loss was not finite `max_bad_batches` times in a row; the message names the samples.
         OutputError: another run holds `out`, or it cannot be written.
         ConfigError: the configuration contradicts the network.
@@ -126,9 +127,13 @@ def fit(
         mix = Mix(config, contract, size)
         write_atomic(out / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
         log = _Log(out / LOG, done)
-        bad = 0
+        bad = empty = 0
         for iteration, batch, waited in _timed(mix, done, config.iterations):
             begun = time.perf_counter()
+            empty = 0 if bool(batch.valid.any()) else empty + 1
+            if empty >= min(config.max_bad_batches, config.iterations):
+                why = f"{empty} batches in a row without one measured pixel; the last held {', '.join(batch.names)}"
+                raise DataError("nothing to learn from", where=out, why=why, mend="run `leadline data check` on it")
             factor = rate_at(iteration, iterations=config.iterations, warmup=config.warmup, decay=config.decay)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
