@@ -52,7 +52,7 @@ def recommend(rows: Sequence[Measurement], reference: Measurement, limits: Limit
     faults = {row.key: _faults(row, limits) for row in measured}
     fitting = [row for row in measured if not faults[row.key]]
     if not fitting:
-        nearest = min(measured, key=lambda row: len(faults[row.key]), default=None)
+        nearest = min(measured, key=lambda row: (len(faults[row.key]), _p50(row)), default=None)
         if nearest is None:
             return Recommendation(None, "Nothing could be measured; the rows below say why.")
         return Recommendation(
@@ -117,6 +117,10 @@ def _sentence(
         loser = min(faster, key=lambda row: row.latency.p50 if row.latency else 0.0)
         text += f" {loser.name} would be faster ({_ms(loser)}) but {'; '.join(faults[loser.key])}."
     return text
+
+
+def _p50(row: Measurement) -> float:
+    return row.latency.p50 if row.latency else float("inf")
 
 
 def _ms(row: Measurement) -> str:

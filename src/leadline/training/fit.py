@@ -235,6 +235,9 @@ def _encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _device(wanted: str) -> torch.device:
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        mend = "use --device cpu, or install a CUDA build of torch on a machine with a GPU"
+        raise ConfigError("no such device here", where=wanted, why="torch finds no CUDA device", mend=mend)
     if wanted != "auto":
         return torch.device(wanted)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
