@@ -6,16 +6,18 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from leadline.depth import Depth, Intrinsics, Kind
 from leadline.errors import DataError, closest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+
+Offset = int | Literal["stereo"]  # steps along the sequence, or the other eye of a stereo pair
 
 FORMATS = {
     "rendered": "leadline.data.rendered",
@@ -108,6 +110,38 @@ class Dataset(ABC):
         The items concerned are not among the samples; `open_dataset` refuses them unless told to leave them out.
         """
         return []
+
+    def neighbour_name(self, index: int, offset: Offset) -> str | None:
+        """Name of the frame `offset` steps away, found without decoding; None where there is none.
+
+        Args:
+            index: of the sample.
+            offset: steps along the sequence, never 0, or `stereo` for the other eye at the same moment.
+        """
+        return None
+
+    def neighbour(self, index: int, offset: Offset) -> Sample | None:
+        """The picture of that frame, without depth; None where there is none.
+
+        Raises:
+            ImageReadError, DataError: its file is damaged or contradicts the data set.
+        """
+        return None
+
+    def relative_pose(self, index: int, offset: Offset) -> NDArray[np.float64] | None:
+        """4 x 4, metres: from the sample's camera to that neighbour's, where a calibration knows it.
+
+        None where it does not; the samples' own poses may still tell.
+        """
+        return None
+
+    def with_neighbours(self, offsets: Sequence[Offset]) -> list[int]:
+        """Indices of the samples that have all of these neighbours, found without decoding."""
+        return [
+            index
+            for index in range(len(self))
+            if all(self.neighbour_name(index, offset) is not None for offset in offsets)
+        ]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -224,3 +258,15 @@ class Subset(Dataset):
         """Names of the part's samples, in order."""
         every = self.whole.names()
         return [every[index] for index in self.span]
+
+    def neighbour_name(self, index: int, offset: Offset) -> str | None:
+        """As in the whole: a neighbour may lie outside the part."""
+        return self.whole.neighbour_name(self.span[index], offset)
+
+    def neighbour(self, index: int, offset: Offset) -> Sample | None:
+        """As in the whole."""
+        return self.whole.neighbour(self.span[index], offset)
+
+    def relative_pose(self, index: int, offset: Offset) -> NDArray[np.float64] | None:
+        """As in the whole."""
+        return self.whole.relative_pose(self.span[index], offset)

@@ -51,6 +51,7 @@ class Augmentation:
     grey: float = 0.0
 
 
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 NONE = Augmentation(zoom=1.0, roll_deg=0.0, flip=0.0, shift=0.0, colour=0.0, gamma=0.0, hue=0.0)
 
 
@@ -65,6 +66,104 @@ def shrink(sample: Sample, height: int) -> Sample:
     if depth is not None:
         depth = replace(depth, values=resize(depth.values, size, "nearest"), intrinsics=camera)
     return replace(sample, image=resize(sample.image, size, "bilinear"), depth=depth, intrinsics=camera)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of camera, the same for every frame of an item.
+
+    A point p of the old camera lies at `turn @ p` for the new one, all lengths divided by `shrinking`.
+
+    Args:
+        size: (height, width) of the new picture, pixels.
+        window: the new camera before mirroring; true to the scene's proportions.
+        roll: rotation about the optical axis, radians.
+        mirror: left and right are exchanged.
+        shrinking: the factor that metric depth and lengths are divided by; 1 without a camera of the network's own.
+    """
+
+    size: tuple[int, int]
+    window: Intrinsics
+    roll: float
+    mirror: bool
+    shrinking: float
+
+    @property
+    def intrinsics(self) -> Intrinsics:
+        """The new picture's camera for depth and lengths divided by `shrinking`: a similar scene, seen alike."""
+        return self.window.flipped(self.size[1]) if self.mirror else self.window
+
+    @property
+    def turn(self) -> NDArray[np.float64]:
+        """3 x 3: from the old camera's directions to the new one's; its determinant is -1 where mirrored."""
+        sine, cosine = np.sin(self.roll), np.cos(self.roll)
+        rotated = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+        return np.diag([-1.0 if self.mirror else 1.0, 1.0, 1.0]) @ rotated
+
+    def pose(self, relative: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What a pose from one old camera to another (4 x 4, metres) becomes between the new ones.
+
+        Mirroring conjugates it by diag(-1, 1, 1), rolling by the rotation; the translation shrinks with the depth.
+        """
+        turn, out = self.turn, np.eye(4)
+        out[:3, :3] = turn @ relative[:3, :3] @ turn.T
+        out[:3, 3] = turn @ relative[:3, 3] / self.shrinking
+        return out
+
+
+def draw_change(
+    sample: Sample, size: tuple[int, int], camera: Camera | None, rng: Generator, options: Augmentation = NONE
+) -> Change:
+    """A random change of `sample`'s camera; arguments as for `view`."""
+    height, width = sample.image.shape[:2]
+    own = sample.intrinsics or _assumed(camera, height, width)
+    goal_fx = camera.fx_over_width if camera else own.fx / width
+    goal_fy = camera.fy_over_height if camera else own.fy / height
+    least = max(own.fx / width / goal_fx, own.fy / height / goal_fy)  # the widest window that the picture fills
+    zoom = least * float(rng.uniform(1.0, options.zoom))
+    window_w, window_h = own.fx / (zoom * goal_fx), own.fy / (zoom * goal_fy)
+    play_x, play_y = (width - window_w) / 2, (height - window_h) / 2
+    left = play_x * (1 + options.shift * float(rng.uniform(-1, 1)))
+    top = play_y * (1 + options.shift * float(rng.uniform(-1, 1)))
+    window = Intrinsics(
+        zoom * goal_fx * size[1],
+        zoom * goal_fy * size[0],
+        (own.cx - left) * size[1] / window_w,
+        (own.cy - top) * size[0] / window_h,
+    )
+    roll = float(np.radians(float(rng.uniform(-1, 1)) * options.roll_deg))
+    return Change(size, window, roll, bool(rng.random() < options.flip), zoom if camera else 1.0)
+
+
+def apply_change(sample: Sample, change: Change, camera: Camera | None) -> Sample:
+    """The sample through the changed camera; returns as `view`."""
+    from PIL import Image
+
+    height, width = sample.image.shape[:2]
+    own, target, size = sample.intrinsics or _assumed(camera, height, width), change.window, change.size
+    # target pixel -> ray -> rolled ray -> source pixel; the rows are Pillow's affine coefficients
+    sine, cosine = float(np.sin(change.roll)), float(np.cos(change.roll))
+    a, b = own.fx * cosine / target.fx, -own.fx * sine / target.fy
+    d, e = own.fy * sine / target.fx, own.fy * cosine / target.fy
+    c = own.cx - a * target.cx - b * target.cy
+    f = own.cy - d * target.cx - e * target.cy
+    if change.mirror:
+        c, f = c + a * size[1], f + d * size[1]
+        a, d = -a, -d
+    matrix, out = (a, b, c, d, e, f), (size[1], size[0])
+    affine, bilinear, nearest = Image.Transform.AFFINE, Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+    image = np.asarray(Image.fromarray(sample.image).transform(out, affine, matrix, bilinear))
+    seen = change.intrinsics
+    if camera is not None:
+        seen = replace(seen, fx=seen.fx / change.shrinking, fy=seen.fy / change.shrinking)
+    depth = sample.depth
+    if depth is not None:
+        outside = np.nan if depth.kind is Kind.RELATIVE_DISPARITY else 0.0  # 0 is a legal relative disparity
+        values = np.array(Image.fromarray(depth.values).transform(out, affine, matrix, nearest, fillcolor=outside))
+        if depth.kind is Kind.METRIC_DEPTH and camera is not None:
+            values /= np.float32(change.shrinking)
+        depth = Depth(values, depth.kind, seen, depth.source)
+    return replace(sample, image=image, depth=depth, intrinsics=seen, pose=None)
 
 
 def view(
@@ -88,49 +187,7 @@ def view(
         or NaN for relative disparity).
         Metric depth is divided by (focal length of the window) / (focal length of the camera).
     """
-    from PIL import Image
-
-    height, width = sample.image.shape[:2]
-    own = sample.intrinsics or _assumed(camera, height, width)
-    goal_fx = camera.fx_over_width if camera else own.fx / width
-    goal_fy = camera.fy_over_height if camera else own.fy / height
-    least = max(own.fx / width / goal_fx, own.fy / height / goal_fy)  # the widest window that the picture fills
-    zoom = least * float(rng.uniform(1.0, options.zoom))
-    window_w, window_h = own.fx / (zoom * goal_fx), own.fy / (zoom * goal_fy)
-    play_x, play_y = (width - window_w) / 2, (height - window_h) / 2
-    left = play_x * (1 + options.shift * float(rng.uniform(-1, 1)))
-    top = play_y * (1 + options.shift * float(rng.uniform(-1, 1)))
-    target = Intrinsics(
-        zoom * goal_fx * size[1],
-        zoom * goal_fy * size[0],
-        (own.cx - left) * size[1] / window_w,
-        (own.cy - top) * size[0] / window_h,
-    )
-    roll = np.radians(float(rng.uniform(-1, 1)) * options.roll_deg)
-    mirror = bool(rng.random() < options.flip)
-    # target pixel -> ray -> rolled ray -> source pixel; the rows are Pillow's affine coefficients
-    sine, cosine = float(np.sin(roll)), float(np.cos(roll))
-    a, b = own.fx * cosine / target.fx, -own.fx * sine / target.fy
-    d, e = own.fy * sine / target.fx, own.fy * cosine / target.fy
-    c = own.cx - a * target.cx - b * target.cy
-    f = own.cy - d * target.cx - e * target.cy
-    if mirror:
-        c, f = c + a * size[1], f + d * size[1]
-        a, d = -a, -d
-    matrix, out = (a, b, c, d, e, f), (size[1], size[0])
-    affine, bilinear, nearest = Image.Transform.AFFINE, Image.Resampling.BILINEAR, Image.Resampling.NEAREST
-    image = np.asarray(Image.fromarray(sample.image).transform(out, affine, matrix, bilinear))
-    seen = target.flipped(size[1]) if mirror else target
-    if camera is not None:
-        seen = replace(seen, fx=seen.fx / zoom, fy=seen.fy / zoom)
-    depth = sample.depth
-    if depth is not None:
-        outside = np.nan if depth.kind is Kind.RELATIVE_DISPARITY else 0.0  # 0 is a legal relative disparity
-        values = np.array(Image.fromarray(depth.values).transform(out, affine, matrix, nearest, fillcolor=outside))
-        if depth.kind is Kind.METRIC_DEPTH and camera is not None:
-            values /= np.float32(zoom)
-        depth = Depth(values, depth.kind, seen, depth.source)
-    return replace(sample, image=image, depth=depth, intrinsics=seen, pose=None)
+    return apply_change(sample, draw_change(sample, size, camera, rng, options), camera)
 
 
 def _assumed(camera: Camera | None, height: int, width: int) -> Intrinsics:
@@ -140,36 +197,63 @@ def _assumed(camera: Camera | None, height: int, width: int) -> Intrinsics:
     return Intrinsics(camera.fx_over_width * width, camera.fy_over_height * height, width / 2, height / 2)
 
 
+@dataclass(frozen=True)
+class Colours:
+    """One random change of colour; see `jitter`."""
+
+    factors: tuple[float, float, float]  # brightness, contrast, saturation
+    order: tuple[int, ...]
+    gains: NDArray[np.float64] | None
+    exponent: float | None
+    grey: bool
+    noise: float  # standard deviation, in 0..255
+
+    def apply(self, image: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
+        """The picture (H x W x 3 uint8) in these colours; the noise is drawn anew."""
+        pixels: NDArray[np.float32] = image.astype(np.float32)
+        for step in self.order:
+            factor = np.float32(self.factors[step])
+            if step == 0:
+                pixels *= factor
+            elif step == 1:
+                mean = np.float32((pixels @ GREY).mean())
+                pixels = (pixels - mean) * factor + mean
+            else:
+                grey = (pixels @ GREY)[..., None]
+                pixels = (pixels - grey) * factor + grey
+            np.clip(pixels, 0, 255, out=pixels)
+        if self.gains is not None:
+            pixels *= self.gains.astype(np.float32)
+            np.clip(pixels, 0, 255, out=pixels)
+        if self.exponent is not None:
+            pixels = np.float32(255) * np.power(pixels / np.float32(255), np.float32(self.exponent))
+        if self.grey:
+            pixels = np.repeat((pixels @ GREY)[..., None], 3, axis=2)
+        if self.noise:
+            pixels += rng.normal(0, self.noise, pixels.shape).astype(np.float32)
+        np.clip(pixels + np.float32(0.5), 0, 255, out=pixels)
+        return pixels.astype(np.uint8)
+
+
+def draw_colours(rng: Generator, options: Augmentation) -> Colours:
+    """Random brightness, contrast, saturation (in random order), gamma, white balance, grey and noise."""
+    brightness, contrast, saturation = (float(x) for x in rng.uniform(1 - options.colour, 1 + options.colour, 3))
+    return Colours(
+        factors=(brightness, contrast, saturation),
+        order=tuple(int(step) for step in rng.permutation(3)),
+        gains=rng.uniform(1 - options.hue, 1 + options.hue, 3) if options.hue else None,
+        exponent=(1 + options.gamma) ** float(rng.uniform(-1, 1)) if options.gamma else None,
+        grey=bool(options.grey and rng.random() < options.grey),
+        noise=float(rng.uniform(0, options.noise)) if options.noise else 0.0,
+    )
+
+
 def jitter(image: NDArray[np.uint8], rng: Generator, options: Augmentation) -> NDArray[np.uint8]:
-    """Random brightness, contrast, saturation (in random order), gamma, white balance, grey and noise.
+    """The picture in random colours.
 
     Args:
         image: H x W x 3 uint8.
         rng: source of all randomness.
         options: the ranges.
     """
-    pixels: NDArray[np.float32] = image.astype(np.float32)
-    factors = rng.uniform(1 - options.colour, 1 + options.colour, 3)
-    grey_weights = np.array([0.299, 0.587, 0.114], np.float32)
-    for step in rng.permutation(3):
-        if step == 0:
-            pixels *= np.float32(factors[0])
-        elif step == 1:
-            mean = np.float32((pixels @ grey_weights).mean())
-            pixels = (pixels - mean) * np.float32(factors[1]) + mean
-        else:
-            grey = (pixels @ grey_weights)[..., None]
-            pixels = (pixels - grey) * np.float32(factors[2]) + grey
-        np.clip(pixels, 0, 255, out=pixels)
-    if options.hue:
-        pixels *= rng.uniform(1 - options.hue, 1 + options.hue, 3).astype(np.float32)
-        np.clip(pixels, 0, 255, out=pixels)
-    if options.gamma:
-        exponent = np.float32((1 + options.gamma) ** float(rng.uniform(-1, 1)))
-        pixels = np.float32(255) * np.power(pixels / np.float32(255), exponent)
-    if options.grey and rng.random() < options.grey:
-        pixels = np.repeat((pixels @ grey_weights)[..., None], 3, axis=2)
-    if options.noise:
-        pixels += rng.normal(0, rng.uniform(0, options.noise), pixels.shape).astype(np.float32)
-    np.clip(pixels + np.float32(0.5), 0, 255, out=pixels)
-    return pixels.astype(np.uint8)
+    return draw_colours(rng, options).apply(image, rng)

@@ -4,27 +4,61 @@ from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from leadline.data.dataset import Sample, open_dataset
-from leadline.data.transforms import Augmentation, jitter, shrink, view
+from leadline.data.dataset import open_dataset
+from leadline.data.transforms import Augmentation, apply_change, draw_change, draw_colours
 from leadline.depth import Depth, Kind
 from leadline.errors import ConfigError, DataError, LeadlineError
+from leadline.training.parts import Part, Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from leadline.contract import Contract
-    from leadline.data.dataset import Dataset
-    from leadline.training.config import Source, TrainConfig
+    from leadline.data.dataset import Offset, Sample
+    from leadline.depth import Intrinsics
+    from leadline.training.config import TrainConfig
+    from leadline.training.parts import Item
 
 CACHE_OVERSIZE = 1.25  # pictures are kept this much larger than the network's input, so that zooming stays sharp
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames around some of a batch's pictures, all of an item seen through one and the same change of camera.
+
+    Lengths are in the unit of the network's depth: metres, for a metric network divided by the zoom as its depth is.
+
+    Args:
+        rows: R int64, which rows of the batch.
+        image: R x 3 x H x W float32, 0..1 RGB, in true colours: what losses compare.
+        sources: R x S x 3 x H x W float32, the neighbours likewise.
+        seen: R x (1 + S) x 3 x H x W float32, 0..1 RGB, in changed colours, the picture first: for a pose network.
+        offsets: S steps along the sequence, or `stereo`.
+        intrinsics: R x 3 x 3 float32, pixels of H x W, pixel centres at integers + 0.5.
+        poses: R x S x 4 x 4 float32, from the picture's camera to the neighbour's; NaN where unknown.
+    """
+
+    rows: Tensor
+    image: Tensor
+    sources: Tensor
+    seen: Tensor
+    offsets: tuple[Offset, ...]
+    intrinsics: Tensor
+    poses: Tensor
+
+    def to(self, device: torch.device) -> Clip:
+        """The clip on `device`."""
+        moved = (x.to(device, non_blocking=True) for x in (self.rows, self.image, self.sources, self.seen))
+        return Clip(*moved, self.offsets, self.intrinsics.to(device), self.poses.to(device))
 
 
 @dataclass(frozen=True)
@@ -37,6 +71,7 @@ class Batch:
         valid: N x 1 x H x W bool.
         kinds: the kind of each target.
         names: where each sample came from, for messages.
+        clip: the frames around those pictures whose source has `frames`; None where none has.
     """
 
     image: Tensor
@@ -44,28 +79,61 @@ class Batch:
     valid: Tensor
     kinds: tuple[Kind, ...]
     names: tuple[str, ...]
+    clip: Clip | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
         image = self.image.to(device, memory_format=torch.channels_last, non_blocking=True)
-        return Batch(image, self.target.to(device), self.valid.to(device), self.kinds, self.names)
+        clip = self.clip.to(device) if self.clip else None
+        return Batch(image, self.target.to(device), self.valid.to(device), self.kinds, self.names, clip)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One picture of a batch: `pictures` and `coloured` start with it, its neighbours follow; H x W x 3 uint8."""
+
+    name: str
+    depth: Depth
+    pictures: list[NDArray[np.uint8]]
+    coloured: list[NDArray[np.uint8]]
+    intrinsics: Intrinsics
+    poses: list[NDArray[np.float64]]
 
 
 class Mix:
-    """The sources of a run, their samples decoded once where memory allows, and the batches made of them."""
+    """The sources of a run, their samples decoded once where memory allows, and the batches made of them.
+
+    Raises:
+        ConfigError: a source without samples or sequences, or sources that disagree about their frames.
+        DataError: a data set cannot be opened, or lacks labels.
+    """
 
     def __init__(self, config: TrainConfig, contract: Contract, size: tuple[int, int]) -> None:
         self.contract, self.size, self.seed = contract, size, config.seed
-        self.augmentation = Augmentation(**config.augmentation.model_dump())
-        self.sources = [_Part(source, index, config) for index, source in enumerate(config.sources)]
+        options = config.augmentation.model_dump()
+        self.jitter_per_frame = bool(options.pop("jitter_per_frame", False))
+        self.augmentation = Augmentation(**options)
+        shelf, height = Shelf(config.cache_mb * 2**20), round(size[0] * CACHE_OVERSIZE)
+        self.sources = [
+            Part(
+                open_dataset(source.data, source.split, skip_bad=config.skip_bad),
+                source,
+                number,
+                height=height,
+                shelf=shelf,
+                skip_bad=config.skip_bad,
+            )
+            for number, source in enumerate(config.sources)
+        ]
         self.counts = _split_batch(config.batch, [source.share for source in config.sources])
+        self.offsets = _common_frames(self.sources)
         self.skip_bad = config.skip_bad
         self.skipped: dict[str, str] = {}
         self.unpaired = {
             problem.item: problem.what for part in self.sources for problem in part.dataset.problems() if problem.fatal
         }
-        self._cache: dict[tuple[int, int], Sample] = {}
-        self._room = config.cache_mb * 2**20
+        self.unpaired |= {name: "picture without label" for part in self.sources for name in part.unlabelled}
+        self.notices = [notice for part in self.sources for notice in part.notices]
 
     def batch(self, iteration: int) -> Batch:
         """Batch number `iteration` (0-based)."""
@@ -74,75 +142,108 @@ class Mix:
             for part, count in zip(self.sources, self.counts, strict=True)
             for slot in range(count)
         ]
-        pictures = np.stack([self.contract.normalise(sample.image) for sample, _ in made])
-        depths = [depth for _, depth in made]
-        target = torch.from_numpy(np.nan_to_num(np.stack([depth.values for depth in depths])[:, None]))
-        valid = torch.from_numpy(np.stack([depth.valid for depth in depths])[:, None])
-        kinds = tuple(depth.kind for depth in depths)
-        return Batch(torch.from_numpy(pictures), target, valid, kinds, tuple(sample.name for sample, _ in made))
+        pictures = np.stack([self.contract.normalise(one.coloured[0]) for one in made])
+        target = torch.from_numpy(np.nan_to_num(np.stack([one.depth.values for one in made])[:, None]))
+        valid = torch.from_numpy(np.stack([one.depth.valid for one in made])[:, None])
+        kinds, names = tuple(one.depth.kind for one in made), tuple(one.name for one in made)
+        return Batch(torch.from_numpy(pictures), target, valid, kinds, names, _clip(made, self.offsets))
 
-    def _seen(self, part: _Part, iteration: int, slot: int, count: int) -> tuple[Sample, Depth]:
+    def _seen(self, part: Part, iteration: int, slot: int, count: int) -> _Seen:
         rng = np.random.default_rng([self.seed, part.number, iteration, slot])
-        index = part.index(iteration * count + slot, self.seed)
+        item = self._readable(part, part.index(iteration * count + slot, self.seed))
+        sample = _trusted(item.sample, part.dataset.max_depth)
+        metric = self.contract.output.kind is Kind.METRIC_DEPTH
+        camera = self.contract.input.camera if metric else None
+        change = draw_change(sample, self.size, camera, rng, self.augmentation)
+        seen = [apply_change(frame, change, camera) for frame in (sample, *item.sources)]
+        colours = draw_colours(rng, self.augmentation)
+        coloured = []
+        for number, frame in enumerate(seen):
+            if number and self.jitter_per_frame:
+                colours = draw_colours(rng, self.augmentation)
+            coloured.append(colours.apply(frame.image, rng))
+        unknown = np.full((4, 4), np.nan)
+        return _Seen(
+            name=sample.name,
+            depth=seen[0].depth or _unmeasured(self.size, self.contract.output.kind),
+            pictures=[frame.image for frame in seen],
+            coloured=coloured,
+            intrinsics=change.intrinsics,
+            poses=[unknown if pose is None else change.pose(pose) for pose in item.poses],
+        )
+
+    def _readable(self, part: Part, index: int) -> Item:
+        """Item `index`, or the next that can be read where bad ones are left out."""
         while True:
+            name = part.name(index)
             try:
-                sample, depth = self._decoded(part, index)
-                break
+                return part.item(index)
+            except MemoryError as error:
+                mend = "lower cache_mb, the batch or the size"
+                raise DataError("out of memory while reading a training sample", where=name, mend=mend) from error
             except LeadlineError as error:
-                name = part.dataset.names()[index]
                 if not self.skip_bad:
                     raise DataError("cannot use a training sample", where=name, why=str(error)) from error
                 self.skipped[name] = str(error)
                 part.bad.add(index)
                 if len(part.bad) >= len(part):
                     raise DataError("no usable sample is left", where=part.dataset.name, why=str(error)) from error
-                index = part.first + (index - part.first + 1) % len(part)
-        limit = part.dataset.max_depth
-        if limit is not None and depth.kind is Kind.METRIC_DEPTH:
-            kept = np.where(depth.values <= limit, depth.values, np.float32(0))
-            sample = Sample(sample.name, sample.image, Depth(kept, depth.kind), sample.intrinsics)
-        camera = self.contract.input.camera if self.contract.output.kind is Kind.METRIC_DEPTH else None
-        seen = view(sample, self.size, camera, rng, self.augmentation)
-        assert seen.depth is not None
-        return Sample(seen.name, jitter(seen.image, rng, self.augmentation)), seen.depth
-
-    def _decoded(self, part: _Part, index: int) -> tuple[Sample, Depth]:
-        key = (part.number, index)
-        sample = self._cache.get(key)
-        if sample is None:
-            sample = shrink(part.dataset[index], round(self.size[0] * CACHE_OVERSIZE))
-            cost = sample.image.nbytes + (sample.depth.values.nbytes if sample.depth else 0)
-            if part.dataset.format != "rendered" and cost <= self._room:
-                self._room -= cost
-                self._cache[key] = sample
-        if sample.depth is None:
-            raise DataError("a training sample has no depth", where=sample.name, mend="pair it, or leave it out")
-        return sample, sample.depth
+                index = part.after(index)
+            except Exception as error:
+                error.add_note(f"while reading the training sample {name}")
+                raise
 
 
-class _Part:
-    """One source: a range of a data set, and the order in which its samples are drawn."""
+def _trusted(sample: Sample, limit: float | None) -> Sample:
+    """The sample without metric depth beyond `limit` metres."""
+    depth = sample.depth
+    if limit is None or depth is None or depth.kind is not Kind.METRIC_DEPTH:
+        return sample
+    return replace(sample, depth=replace(depth, values=np.where(depth.values <= limit, depth.values, np.float32(0))))
 
-    def __init__(self, source: Source, number: int, config: TrainConfig) -> None:
-        self.dataset: Dataset = open_dataset(source.data, source.split, skip_bad=config.skip_bad)
-        self.number = number
-        span = range(len(self.dataset))[source.first : source.last]
-        if not span:
-            why = f"{source.first}:{source.last} of {len(self.dataset)} samples is empty"
-            raise ConfigError("a training source has no samples", where=source.data, why=why)
-        self.first, self._length = span.start, len(span)
-        self.bad: set[int] = set()  # indices that cannot be read
-        self._order: tuple[int, np.ndarray] | None = None
 
-    def __len__(self) -> int:
-        return self._length
+def _unmeasured(size: tuple[int, int], kind: Kind) -> Depth:
+    """Depth of a picture that has frames alone: nothing is known anywhere."""
+    return Depth(np.full(size, np.nan, np.float32), kind)
 
-    def index(self, draw: int, seed: int) -> int:
-        """Index of draw number `draw`: every sample once per epoch, in an order of its own each epoch."""
-        epoch, place = divmod(draw, self._length)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([seed, self.number, 7, epoch]).permutation(self._length)
-        return self.first + int(self._order[1][place])
+
+def _common_frames(parts: list[Part]) -> tuple[Offset, ...]:
+    """The frames of those sources that have any.
+
+    Raises:
+        ConfigError: they differ, so that their clips could not be stacked.
+    """
+    first, *others = [part.frames for part in parts if part.frames] or [()]
+    for other in others:
+        if other != first:
+            why, mend = f"{list(first)} and {list(other)}", "give all of them the same list, or none"
+            raise ConfigError("training sources differ in their frames", why=why, mend=mend)
+    return first
+
+
+def _clip(made: list[_Seen], offsets: tuple[Offset, ...]) -> Clip | None:
+    rows = [row for row, one in enumerate(made) if one.poses]
+    if not rows:
+        return None
+    items = [made[row] for row in rows]
+    pictures = _unit([one.pictures for one in items])
+    cameras = [one.intrinsics for one in items]
+    matrices = [[[k.fx, 0.0, k.cx], [0.0, k.fy, k.cy], [0.0, 0.0, 1.0]] for k in cameras]
+    return Clip(
+        rows=torch.tensor(rows),
+        image=pictures[:, 0],
+        sources=pictures[:, 1:],
+        seen=_unit([one.coloured for one in items]),
+        offsets=offsets,
+        intrinsics=torch.tensor(matrices, dtype=torch.float32),
+        poses=torch.from_numpy(np.stack([np.stack(one.poses) for one in items]).astype(np.float32)),
+    )
+
+
+def _unit(pictures: list[list[NDArray[np.uint8]]]) -> Tensor:
+    """R lists of F pictures (H x W x 3 uint8) as R x F x 3 x H x W float32, 0..1."""
+    stacked = torch.from_numpy(np.stack([np.stack(frames) for frames in pictures]))
+    return stacked.permute(0, 1, 4, 2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def _split_batch(batch: int, shares: list[int]) -> list[int]:
