@@ -23,7 +23,7 @@ from leadline.errors import ConfigError, DataError, KindError, NumericalError, O
 from leadline.training.batches import Mix, _split_batch
 from leadline.training.config import TrainConfig, load_config
 from leadline.training.fit import STATE, fit
-from leadline.training.objectives import total_loss
+from leadline.training.objectives import Seen, Term, total_loss
 from leadline.training.run import run, starting_point
 from leadline.training.schedule import rate_at
 
@@ -243,20 +243,24 @@ def test_schedule() -> None:
 
 
 def test_relative_targets_reach_only_the_losses_that_forgive() -> None:
+    from leadline.models.outputs import Outputs
     from leadline.training.batches import Batch
-    from leadline.training.config import Objective
+    from leadline.training.objectives.supervised import L1, ScaleShiftInvariant, Silog
+
+    def terms_of(objectives: list[Term], kind: Kind = Kind.METRIC_DEPTH) -> dict[str, float]:
+        nothing = torch.nn.ModuleDict()
+        return total_loss(objectives, Seen(Outputs((prediction,)), kind, batch, nothing, nothing))[1]
 
     target = torch.rand(2, 1, 8, 8) + 1
     batch = Batch(torch.zeros(2, 3, 8, 8), target, target > 0, (Kind.METRIC_DEPTH, Kind.RELATIVE_DISPARITY), ("a", "b"))
     prediction = target.clone()
-    _, terms = total_loss([Objective(loss="l1")], prediction, Kind.METRIC_DEPTH, batch)
-    assert terms["l1"] == 0.0
+    assert terms_of([L1()])["l1"] == 0.0
     prediction[1] = 7.0 / target[1]  # the second picture's disparity up to a factor
-    _, terms = total_loss([Objective(loss="l1"), Objective(loss="ssi")], prediction, Kind.METRIC_DEPTH, batch)
+    terms = terms_of([L1(), ScaleShiftInvariant()])
     assert terms["l1"] == 0.0
     assert terms["ssi"] < 1e-5
     with pytest.raises(KindError, match="silog"):
-        total_loss([Objective(loss="silog")], prediction, Kind.RELATIVE_DISPARITY, batch)
+        terms_of([Silog()], Kind.RELATIVE_DISPARITY)
 
 
 def test_configuration_faults_are_named(tmp_path: Path) -> None:

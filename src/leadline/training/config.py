@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from leadline.errors import ConfigError, closest
+from leadline.training.objectives import Objective
+from leadline.training.objectives.supervised import Silog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class _Options(BaseModel):
@@ -23,6 +28,10 @@ class Source(_Options):
     share: Annotated[int, Field(ge=1)] = Field(default=1, description="pictures of each batch, relative to the others")
     first: Annotated[int, Field(ge=0)] = Field(default=0, description="index of the first sample used")
     last: int | None = Field(default=None, description="index after the last sample used; negative counts from the end")
+    frames: list[int | Literal["stereo"]] = Field(
+        default=[], description="neighbours that the losses of self-supervision see, as in [-1, 1] or [stereo]"
+    )
+    labels: str | None = Field(default=None, description="store of pseudo-labels that become the depth targets")
 
 
 class Validation(_Options):
@@ -34,15 +43,6 @@ class Validation(_Options):
     first: Annotated[int, Field(ge=0)] = 0
     last: int | None = None
     every: Annotated[int, Field(ge=1)] = Field(default=500, description="iterations between two validations")
-
-
-class Objective(_Options):
-    """One term of the loss."""
-
-    loss: Literal["l1", "berhu", "silog", "ssi", "gradient"] = Field(description="which loss")
-    weight: float = Field(default=1.0, gt=0)
-    variance_focus: float = Field(default=0.5, ge=0, le=1, description="silog only: 0 = RMSE log, 1 = scale-free")
-    scales: Annotated[int, Field(ge=1, le=6)] = Field(default=4, description="gradient only: number of scales")
 
 
 class AugmentationOptions(_Options):
@@ -57,6 +57,7 @@ class AugmentationOptions(_Options):
     hue: float = Field(default=0.1, ge=0, lt=1)
     noise: float = Field(default=0.0, ge=0, le=50)
     grey: float = Field(default=0.0, ge=0, le=1)
+    jitter_per_frame: bool = Field(default=False, description="colours of each frame on their own (Lite-Mono's quirk)")
 
 
 class TrainConfig(_Options):
@@ -66,7 +67,7 @@ class TrainConfig(_Options):
     name: str | None = Field(default=None, description="name of the result; the model's where absent")
     imagenet: bool = Field(default=False, description="start the encoder from ImageNet weights")
     sources: list[Source] = Field(min_length=1)
-    objectives: list[Objective] = Field(default_factory=lambda: [Objective(loss="silog")], min_length=1)
+    objectives: list[Objective] = Field(default_factory=lambda: [Silog()], min_length=1)
     validation: Validation | None = None
     augmentation: AugmentationOptions = AugmentationOptions()
     size: tuple[int, int] | None = Field(default=None, description="(height, width); the contract's where absent")
@@ -96,6 +97,24 @@ class TrainConfig(_Options):
     licence: str | None = Field(default=None, description="licence of the resulting weights, for contract and card")
     training_data: list[str] = Field(default_factory=list, description="data and terms, for contract and card")
 
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _earlier_form(cls, value: Any) -> Any:
+        """Leave out what every objective once had in saved configurations, where it says nothing."""
+        silent = {"variance_focus": (0.5, "silog"), "scales": (4, "gradient")}
+        if not isinstance(value, list):
+            return value
+        return [
+            {
+                key: option
+                for key, option in each.items()
+                if key not in silent or option != silent[key][0] or each.get("loss") == silent[key][1]
+            }
+            if isinstance(each, dict) and each.get("loss") in ("l1", "berhu", "silog", "ssi", "gradient")
+            else each
+            for each in value
+        ]
+
 
 def load_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
     """Read a YAML file, apply `changes` (flags) over it, and check everything.
@@ -122,22 +141,46 @@ def load_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
-    """`why` and `mend` for the first fault that pydantic found, with `did you mean` for an unknown key."""
+    """`why` and `mend` for the first fault that pydantic found, with `did you mean` for an unknown key or name."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return {"why": f"unknown key {place!r}", "mend": closest(str(first["loc"][-1]), known_keys(model))}
+        return {
+            "why": f"unknown key {place!r}",
+            "mend": closest(str(first["loc"][-1]), _keys_at(model, first["loc"][:-1])),
+        }
     if first["type"] == "missing":
         return {"why": f"{place!r} is missing", "mend": f"add `{place}: ...`"}
+    if first["type"] == "union_tag_invalid":
+        tags = [name.strip(" '") for name in first["ctx"]["expected_tags"].split(",")]
+        return {"why": f"{place}: no {first['ctx']['tag']!r}", "mend": closest(first["ctx"]["tag"], tags)}
+    if first["type"] == "union_tag_not_found":
+        return {"why": f"{place} does not say which", "mend": f"add {first['ctx']['discriminator']}: ..."}
     return {"why": f"{place}: {first['msg']}", "mend": ""}
 
 
-def known_keys(model: type[BaseModel]) -> set[str]:
-    """The keys of a configuration model and of the models inside it."""
-    keys: set[str] = set()
-    for name, field in model.model_fields.items():
-        keys.add(name)
-        for inner in [field.annotation, *getattr(field.annotation, "__args__", ())]:
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                keys |= known_keys(inner)
-    return keys
+def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
+    """The keys that are known at a place of the configuration, as pydantic names it: fields, indices, union names."""
+    inside: list[type[BaseModel]] = []
+    for part in place:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            inside = list(_models_in(field.annotation))
+            model = inside[0] if inside else model
+        elif isinstance(part, str):
+            model = next((each for each in inside if part in _names_of(each)), model)
+    return set(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The configuration models inside an annotation such as `list[Annotated[A | B, ...]] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+def _names_of(model: type[BaseModel]) -> set[str]:
+    return {
+        name for field in model.model_fields.values() for name in get_args(field.annotation) if isinstance(name, str)
+    }

@@ -18,12 +18,13 @@ import yaml
 from leadline.contract import Camera
 from leadline.depth import Kind
 from leadline.errors import ConfigError, DataError, NumericalError
+from leadline.models.outputs import outputs
 from leadline.output import output_lock, write_atomic
 from leadline.training.average import twin, update
 from leadline.training.batches import Batch, Mix, ahead
 from leadline.training.checkpointing import load_state, save_state
 from leadline.training.depthwise import speed_up
-from leadline.training.objectives import total_loss
+from leadline.training.objectives import Seen, total_loss
 from leadline.training.schedule import rate_at
 
 if TYPE_CHECKING:
@@ -178,8 +179,10 @@ def _step(
     """One forward, backward and update; a loss that is not finite updates nothing."""
     reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
     with torch.autocast(batch.image.device.type, dtype=reduced or torch.bfloat16, enabled=reduced is not None):
-        prediction = model(batch.image)
-    loss, terms = total_loss(config.objectives, prediction.float(), kind, batch)
+        said = outputs(model, batch.image)
+    seen = Seen(said.float(), kind, batch, torch.nn.ModuleDict(), model)
+    loss, terms = total_loss(config.objectives, seen)
+    terms |= seen.notes
     value = float(loss.detach())
     optimizer.zero_grad(set_to_none=True)
     if not math.isfinite(value):
@@ -258,8 +261,10 @@ def _resume(
         return 0
     facts = load_state(path, model=model, average=average, optimizer=optimizer)
     ours = _facts(config)["config"]
-    for key, value in facts.get("config", {}).items():
-        if key in ours and ours[key] != value:
+    known = {key: value for key, value in facts["config"].items() if key in ours}
+    theirs = _facts(type(config).model_validate(known))["config"]  # what is new since then has its default
+    for key, value in theirs.items():
+        if ours[key] != value:
             why = f"it was started with {key} = {value}, now {ours[key]}"
             raise ConfigError("cannot continue the run", where=out, why=why, mend="choose another --out")
     return int(facts["iteration"])
