@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = {
     "fastdepth": "leadline.models.fastdepth",
     "depth-anything-v2": "leadline.models.depth_anything",
+    "lite-mono": "leadline.models.lite_mono",
 }
 
 
