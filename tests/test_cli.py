@@ -58,13 +58,35 @@ def test_the_help_of_each_verb_ends_in_commands(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
-    [(["nonsense"], "nonsense"), (["predict", "--nonsense"], "--nonsense"), (["predict"], "SOURCE")],
+    ("arguments", "named", "place"),
+    [
+        (["nonsense"], "nonsense", "leadline"),
+        (["modls"], "Did you mean 'models'", "leadline"),
+        (["--nonsense"], "--nonsense", "leadline"),
+        (["predict", "--nonsense"], "--nonsense", "leadline predict"),
+        (["predict"], "SOURCE", "leadline predict"),
+        (["predict", "a.jpg", "--fov", "wide"], "--fov", "leadline predict"),
+        (["predict", "a.jpg", "--size"], "--size", "leadline predict"),
+        (["export", "x"], "--runtime", "leadline export"),
+        (["data", "nonsense"], "nonsense", "leadline data"),
+        (["data", "render", "--count", "few"], "--count", "leadline data render"),
+    ],
 )
-def test_wrong_usage_exits_2_and_names_it(arguments: list[str], named: str) -> None:
+def test_wrong_usage_is_one_line_that_names_it_and_where_help_is(arguments: list[str], named: str, place: str) -> None:
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "40"}, prog_name="leadline")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert named in result.stderr
+    assert result.stderr.endswith(f" See {place} --help\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"]])
+def test_no_arguments_show_the_help(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert named in result.output
+    assert "Usage: " in result.output
+    assert "error:" not in result.output
 
 
 def fault(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -143,12 +165,13 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("text", ["224", "224x320", "0,32", "a,b", "1,2,3", "-1,5", ""])
+@pytest.mark.parametrize("text", ["224", "a,b", "axb", "1,2,3", "1x2x3", "-1,5", "", "x", "²,2"])
 def test_a_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="Write height,width"):
         parse_size(text)
 
 
-def test_a_size_is_height_and_width() -> None:
-    assert parse_size("224, 320") == (224, 320)
+@pytest.mark.parametrize("text", ["224, 320", "224x320", "224 X 320", "224×320"])
+def test_a_size_is_height_and_width(text: str) -> None:
+    assert parse_size(text) == (224, 320)
     assert parse_size(None) is None

@@ -44,7 +44,10 @@ class Verbs(TyperGroup):
         """Take `--debug` from anywhere on the line, before or behind the verb."""
         end = args.index("--") if "--" in args else len(args)
         ctx.meta["leadline.debug"] = "--debug" in args[:end]
-        return super().parse_args(ctx, [arg for arg in args[:end] if arg != "--debug"] + args[end:])
+        try:
+            return super().parse_args(ctx, [arg for arg in args[:end] if arg != "--debug"] + args[end:])
+        except typer.TyperException as error:
+            _fail_usage(ctx, error)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the verb's module the moment that the verb is called."""
@@ -60,7 +63,9 @@ class Verbs(TyperGroup):
             _fail(ctx, str(error), error.exit_status)
         except KeyboardInterrupt:
             _fail(ctx, "interrupted", INTERRUPTED)
-        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+        except typer.TyperException as error:
+            _fail_usage(ctx, error)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as error:  # noqa: BLE001  the outermost place: nothing is swallowed, it ends the program
             text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -72,6 +77,17 @@ def _fail(ctx: Any, message: str, status: int) -> NoReturn:
         traceback.print_exc()
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(status)
+
+
+def _fail_usage(ctx: Any, error: Any) -> NoReturn:
+    """One line for what typer would frame in a box: the fault, and where the options of that verb are explained."""
+    if not str(getattr(error, "message", error)) and not getattr(error, "param", None):
+        raise error  # no arguments at all: the help is the answer, not a fault
+    text = " ".join(error.format_message().split())
+    place = " ".join([ctx.command_path, *([ctx.invoked_subcommand] if ctx.invoked_subcommand in VERBS else [])])
+    if getattr(error, "ctx", None) is not None:
+        place = error.ctx.command_path
+    _fail(ctx, f"{text}{'' if text.endswith(('.', '?')) else '.'} See {place} --help", error.exit_code)
 
 
 def _load(verb: str) -> Any:

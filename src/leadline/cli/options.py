@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,16 +14,16 @@ DEFAULT_MODEL = "leadline-s-indoor"
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`H,W` as (height, width) in pixels; None stays None.
+    """`H,W` or `HxW` as (height, width) in pixels; None stays None.
 
     Raises:
         ConfigError: anything else.
     """
     if text is None:
         return None
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        mend = "write height,width in pixels, as in 224,320"
+    parts = [part.strip() for part in re.split("[,x×]", text.lower())]
+    if len(parts) != 2 or not all(part.isdecimal() and part.isascii() for part in parts):
+        mend = "write height,width in pixels, as in 224,320 or 224x320"
         raise ConfigError("not a size", where=text, why="two whole numbers are needed", mend=mend)
     return int(parts[0]), int(parts[1])
 
@@ -37,7 +38,9 @@ Threads = Annotated[
 ]
 Size = Annotated[
     Optional[str],  # noqa: UP045  typer reads the annotation at run time
-    typer.Option("--size", metavar="H,W", help="Input size of the network, height,width in pixels."),
+    typer.Option(
+        "--size", metavar="H,W", help="Input size of the network in pixels, height first: 224,288 or 224x288."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave incomplete or damaged items out, and count them.")]
