@@ -159,8 +159,9 @@ class TestPictures:
 
     def test_a_broken_picture_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "broken.png").write_bytes(b"not a picture")
-        with pytest.raises(ImageReadError, match=r"broken\.png"):
+        with pytest.raises(ImageReadError, match=r"bad calibration picture: .*broken\.png.*Move it out") as raised:
             calibration_inputs(tmp_path, CONTRACT)
+        assert "--calibration" in str(raised.value)
 
     @pytest.mark.data
     def test_real_pictures(self, shared_data: Path) -> None:

@@ -111,7 +111,20 @@ def test_flipped_byte_in_the_weights(folder):
     assert "weights.safetensors" in done.stderr
 
 
-@pytest.mark.parametrize(("change", "message"), [(-100, "truncated"), (7, "bytes, its manifest says")])
+@pytest.mark.parametrize("name", ["contract.json", "config.json", "weights.safetensors"])
+def test_an_edited_file_is_said_to_differ_from_the_manifest(folder, name):
+    """A shorter contract was edited more likely than cut, so no message may call it truncated."""
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-3])
+    done = command("models", folder)
+    assert done.exit_code == 2
+    assert "file differs from the manifest" in done.stderr
+    assert "edited, cut short or damaged" in done.stderr
+    assert name in done.stderr
+    assert "truncated" not in done.stderr
+
+
+@pytest.mark.parametrize(("change", "message"), [(-100, "cut short"), (7, "bytes, manifest.json says")])
 def test_truncated_and_trailing_bytes(folder, change, message):
     """FAULTS.md row 31, within a checkpoint."""
     path = folder / "weights.safetensors"

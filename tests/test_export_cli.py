@@ -112,6 +112,13 @@ def test_a_place_that_is_no_folder_fails_before_any_work(checkpoint: str, tmp_pa
     assert "is not a folder" in error
 
 
+def test_replacing_an_older_bundle_is_said(checkpoint: str, tmp_path: Path) -> None:
+    words = (checkpoint, "-r", "torch", "-o", str(tmp_path / "b"))
+    assert "replaces" not in run(*words)[1]
+    assert f"note: this replaces the earlier bundle at {tmp_path / 'b'}" in run(*words)[1]
+    assert json.loads(run(*words, "--json")[1])["replaced"] is True
+
+
 def test_something_of_the_users_is_not_replaced(checkpoint: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     status, _, error = run(checkpoint, "-r", "torch", "-o", str(tmp_path))

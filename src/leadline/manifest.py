@@ -95,12 +95,14 @@ def verify_files(folder: Path, entries: dict[str, Any], fault: type[LeadlineErro
         wanted = entry if isinstance(entry, dict) else {}
         size = path.stat().st_size
         if size != wanted.get("size"):
-            change = "truncated" if isinstance(wanted.get("size"), int) and size < wanted["size"] else "changed"
-            why = f"{change}: {size} bytes, its manifest says {wanted.get('size')}"
-            raise fault("damaged file", where=path, why=why, mend=_again(kind))
+            raise _differs(fault, kind, path, f"it has {size} bytes, {MANIFEST} says {wanted.get('size')}")
         if sha256_file(path) != wanted.get("sha256"):
-            why = "its SHA-256 is not the one in manifest.json: the file was damaged or edited"
-            raise fault("damaged file", where=path, why=why, mend=_again(kind))
+            raise _differs(fault, kind, path, f"its SHA-256 is not the one in {MANIFEST}")
+
+
+def _differs(fault: type[LeadlineError], kind: str, path: Path, how: str) -> LeadlineError:
+    why = f"{how}, so it was edited, cut short or damaged since the {kind} was made"
+    return fault("file differs from the manifest", where=path, why=why, mend=f"undo the edit, or {_again(kind)}")
 
 
 def checked_name(name: str, folder: Path, fault: type[LeadlineError]) -> str:

@@ -69,6 +69,7 @@ def command(
 ) -> None:
     """Turn a model into a bundle that a runtime runs."""
     from leadline.errors import ConfigError, closest
+    from leadline.manifest import manifest_kind
     from leadline.output import check_writable
     from leadline.runtimes.base import CALIBRATIONS, Precision, required
 
@@ -82,6 +83,7 @@ def command(
         raise ConfigError("nothing to calibrate", where=precision, mend=mend)
     folder = out or Path(f"{_plain(reference)}-{runtime}-{precision}")
     check_writable(folder.parent)
+    replaced = manifest_kind(folder) == "bundle"
 
     from leadline.runtimes.base import ExportOptions
     from leadline.runtimes.calibration import calibration_inputs
@@ -110,7 +112,7 @@ def command(
         tell("counting")
         counts = _counts(loaded, bundle)
         bundle.write_measurements(counts)
-    facts = _facts(bundle) | counts
+    facts = _facts(bundle) | counts | {"replaced": replaced}
     typer.echo(json_module.dumps(facts, indent=2, allow_nan=False) if json else _text(facts))
 
 
@@ -162,6 +164,8 @@ def _text(facts: dict[str, Any]) -> str:
         f"δ1 {parity['delta1']:.4f}, correlation {parity['correlation']:.5f}",
     ]
     lines += [f"note: {note}" for note in details.get("notes", ())]
+    if facts["replaced"]:
+        lines.append(f"note: this replaces the earlier bundle at {facts['bundle']}")
     return "\n".join(lines)
 
 

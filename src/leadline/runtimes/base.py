@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, get_ar
 
 import numpy as np
 
+from leadline.bundle import write_bundle
 from leadline.errors import ConfigError, ContractError, NumericalError, UnavailableError, closest
 
 if TYPE_CHECKING:
@@ -215,6 +216,39 @@ def bundle_contract(contract: Contract, size: tuple[int, int] | None, dynamic: b
     if not dynamic:
         changes["resize"] = "stretch"
     return contract.model_copy(update={"input": contract.input.model_copy(update=changes)})
+
+
+def bundle_of(
+    adapter: Runtime,
+    source: Exportable,
+    options: ExportOptions,
+    contract: Contract,
+    folder: Path,
+    details: dict[str, Any],
+) -> Bundle:
+    """The engine's files in `folder` as a bundle of what was asked for.
+
+    Args:
+        adapter: the engine.
+        source: the network that was exported.
+        options: of the export.
+        contract: of the files, as `bundle_contract` gives it.
+        folder: holds the files.
+        details: what the adapter needs to know again; plain JSON values.
+
+    Raises:
+        OutputError: the place is full or not writable.
+    """
+    return write_bundle(
+        folder,
+        runtime=adapter.name,
+        precision=str(options.precision),
+        contract=contract,
+        size=(contract.input.height, contract.input.width),
+        dynamic=options.dynamic,
+        lineage=source.lineage,
+        details=details,
+    )
 
 
 def needs_calibration(options: ExportOptions) -> None:

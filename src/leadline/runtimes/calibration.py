@@ -7,13 +7,14 @@ clipped at the largest value (minmax), at a percentile of |x|, or where the quan
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leadline.errors import ConfigError, DataError, NumericalError
+from leadline.errors import ConfigError, DataError, ImageReadError, NumericalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,7 +76,9 @@ def _pictures(source: str | Path | None, count: int, seed: int, split: str | Non
         from leadline.image import read_image
 
         for index in _choice(len(files), count, seed):
-            yield read_image(files[index])
+            with _named_as_calibration():
+                picture = read_image(files[index])
+            yield picture
         return
     from leadline.data.dataset import open_dataset
 
@@ -83,7 +86,20 @@ def _pictures(source: str | Path | None, count: int, seed: int, split: str | Non
     if not len(dataset):
         raise DataError("no pictures to calibrate with", where=source, mend="name a folder with pictures")
     for index in _choice(len(dataset), count, seed):
-        yield dataset[index].image
+        with _named_as_calibration():
+            picture = dataset[index].image
+        yield picture
+
+
+@contextmanager
+def _named_as_calibration() -> Iterator[None]:
+    """Say of a picture that cannot be read that calibration asked for it; the export names no picture otherwise."""
+    try:
+        yield
+    except (ImageReadError, DataError) as error:
+        mend = "move it out of the calibration pictures, or name others with --calibration"
+        what = f"bad calibration picture: {error.what}"
+        raise type(error)(what, where=error.where, why=error.why, mend=mend) from error
 
 
 def _picture_files(path: Path) -> list[Path]:

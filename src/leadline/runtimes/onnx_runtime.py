@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.bundle import write_bundle
 from leadline.errors import BundleError, ConfigError, ContractError, UnavailableError
 from leadline.runtimes.base import (
     Availability,
@@ -18,6 +17,7 @@ from leadline.runtimes.base import (
     Session,
     SessionOptions,
     bundle_contract,
+    bundle_of,
     needs_calibration,
     refuse_precision,
 )
@@ -74,16 +74,7 @@ class OnnxRuntime:
         elif options.precision is Precision.INT8_STATIC:
             proto, details = onnx_quantize.static_int8(proto, options, name=source.name)
         (out / FILE).write_bytes(proto.SerializeToString(deterministic=True))
-        return write_bundle(
-            out,
-            runtime=self.name,
-            precision=str(options.precision),
-            contract=contract,
-            size=(contract.input.height, contract.input.width),
-            dynamic=options.dynamic,
-            lineage=source.lineage,
-            details=details,
-        )
+        return bundle_of(self, source, options, contract, out, details)
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
         """Load the bundle's ONNX file."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.bundle import write_bundle
 from leadline.errors import BundleError, ConfigError, UnavailableError
 from leadline.runtimes.base import (
     Availability,
@@ -24,6 +23,7 @@ from leadline.runtimes.base import (
     Session,
     SessionOptions,
     bundle_contract,
+    bundle_of,
     needs_calibration,
     refuse_precision,
 )
@@ -84,16 +84,7 @@ class OpenVino:
         elif options.precision is Precision.INT8_DYNAMIC:
             network, details = _nncf_weights(network, name=source.name)
         openvino.save_model(network, out / FILE, compress_to_fp16=options.precision is Precision.FP16)
-        return write_bundle(
-            out,
-            runtime=self.name,
-            precision=str(options.precision),
-            contract=contract,
-            size=(contract.input.height, contract.input.width),
-            dynamic=options.dynamic,
-            lineage=source.lineage,
-            details=details,
-        )
+        return bundle_of(self, source, options, contract, out, details)
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
         """Compile the bundle's IR for the device.

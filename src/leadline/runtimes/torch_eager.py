@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from leadline.bundle import write_bundle
 from leadline.errors import BundleError, ConfigError
 from leadline.runtimes.base import (
     Availability,
@@ -22,6 +21,7 @@ from leadline.runtimes.base import (
     Session,
     SessionOptions,
     bundle_contract,
+    bundle_of,
     refuse_precision,
 )
 
@@ -71,16 +71,7 @@ class TorchRuntime:
         save_file(weights, out / "weights.safetensors")
         config = {"architecture": source.architecture, "config": source.config.model_dump(mode="json")}
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        return write_bundle(
-            out,
-            runtime=self.name,
-            precision=str(options.precision),
-            contract=contract,
-            size=(contract.input.height, contract.input.width),
-            dynamic=options.dynamic,
-            lineage=source.lineage,
-            details={"per_channel": options.per_channel},
-        )
+        return bundle_of(self, source, options, contract, out, {"per_channel": options.per_channel})
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
         """Build the network from its configuration and load the weights.
