@@ -138,7 +138,7 @@ def test_efficientnet_lite_has_the_published_parameters_without_its_classifier(n
 def test_leadline_s_stays_within_its_budget():
     model = shapes_only(VARIANTS["leadline-s"])
     assert count_parameters(model) < 3_600_000
-    assert count_macs(model, (224, 288)) < 680_000_000
+    assert count_macs(model, (224, 288)) < 940_000_000
 
 
 @pytest.mark.data
