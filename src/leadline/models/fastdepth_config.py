@@ -6,26 +6,35 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from leadline.models import decoders, efficientnet_lite, mobilenet, resnet
+from leadline.models import decoders, efficientnet_lite, mobilenet, mobilenet_v2, resnet
 
 if TYPE_CHECKING:
     from typing import Self
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 Encoder = Literal[
-    "mobilenet-v1", "resnet18", "resnet50", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"
+    "mobilenet-v1",
+    "mobilenet-v2",
+    "resnet18",
+    "resnet50",
+    "efficientnet-lite0",
+    "efficientnet-lite0-short",
+    "efficientnet-lite1",
+    "efficientnet-lite2",
 ]
 Upsampler = Literal["nnconv", "blconv", "deconv", "upconv", "upproj", "shuffle"]
 DECODER_WIDTHS = (512, 256, 128, 64, 32)
 
 
-PUBLISHED = ("mobilenet-v1", *resnet.WIDTHS, *efficientnet_lite.WIDTHS)
+PUBLISHED = ("mobilenet-v1", "mobilenet-v2", *resnet.WIDTHS, *efficientnet_lite.WIDTHS)
 
 
 def published_widths(encoder: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The published (encoder_widths, hidden_widths) of an encoder."""
     if encoder == "mobilenet-v1":
         return mobilenet.WIDTHS, ()
+    if encoder == "mobilenet-v2":
+        return mobilenet_v2.WIDTHS, mobilenet_v2.hidden_widths()
     if encoder in resnet.WIDTHS:
         return resnet.WIDTHS[encoder], resnet.hidden_widths(encoder)
     return efficientnet_lite.WIDTHS[encoder], efficientnet_lite.hidden_widths(encoder)
@@ -36,9 +45,9 @@ class Config(BaseModel):
 
     Args:
         encoder: which backbone.
-        encoder_widths: mobilenet-v1: conv0 .. conv13; resnet: stem, layer1 .. layer4; efficientnet-lite: stem and the
-            seven stages. Empty: the published widths.
-        hidden_widths: inside the blocks of ResNet and EfficientNet-Lite, in order. Empty: the published widths.
+        encoder_widths: mobilenet-v1: conv0 .. conv13; resnet: stem, layer1 .. layer4; mobilenet-v2 and
+            efficientnet-lite: stem and the stages. Empty: the published widths.
+        hidden_widths: inside the blocks of all encoders but mobilenet-v1, in order. Empty: the published widths.
         activation: of mobilenet-v1.
         bridge: width of a 1x1 convolution between encoder and decoder (the published ResNets have one), 0 for none.
         upsampler: how a stage doubles the size (SPEC.md 1.3).
@@ -142,7 +151,9 @@ class Config(BaseModel):
             return mobilenet.channels(self.encoder_widths)
         if self.encoder.startswith("resnet"):
             return self.encoder_widths
-        return tuple(self.encoder_widths[stage + 1] for stage in efficientnet_lite.FEATURE_STAGES)
+        v2 = self.encoder == "mobilenet-v2"
+        stages = mobilenet_v2.FEATURE_STAGES if v2 else efficientnet_lite.feature_stages(self.encoder)
+        return tuple(self.encoder_widths[stage + 1] for stage in stages)
 
     @property
     def decoder_input(self) -> int:
