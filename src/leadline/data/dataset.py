@@ -27,6 +27,7 @@ FORMATS = {
     "kitti-object": "leadline.data.kitti_object",
     "ddad": "leadline.data.ddad",
     "pseudo": "leadline.data.pseudo",
+    "frames": "leadline.data.frames",
     "folder": "leadline.data.folder",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -20,12 +20,15 @@ from leadline.image import read_depth_png, read_image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from leadline.data.dataset import Offset
+
 Truth = Literal["improved", "lidar", "none"]
 SPLITS: dict[str, Truth] = {"depth": "improved", "lidar": "lidar", "all": "none"}
 OPTIONS = {
     "camera": ("2", "3"),
     "rule": ("correct", "bit-faithful"),
     "truth": ("auto", "improved", "lidar", "none"),
+    "intrinsics": ("calibration", "monodepth2"),
 }
 SIDES = {"l": 2, "r": 3, "2": 2, "3": 3}
 DRIVES = "[0-9][0-9][0-9][0-9]_[0-9][0-9]_[0-9][0-9]/*_drive_*"
@@ -49,6 +52,12 @@ class Frame:
         """The picture's relative path without suffix."""
         return f"{self.drive}/image_{self.camera:02d}/data/{self.index:010d}"
 
+    def neighbour(self, offset: Offset) -> Frame:
+        """The frame `offset` steps later in the drive, or of the other eye; it need not exist."""
+        if offset == "stereo":
+            return replace(self, camera=5 - self.camera)
+        return replace(self, index=self.index + int(offset))
+
     def picture(self, root: Path) -> Path | None:
         """The picture's file, if it exists."""
         stem = root / self.name
@@ -71,7 +80,9 @@ class Format(Dataset):
     depth), or a file with lines `DATE/DRIVE FRAME SIDE`. Without one, the first of these three that is there. Options:
     `camera` 2 (left) or 3; `rule` for points that share a pixel, `correct` or `bit-faithful` (the old Eigen export);
     `truth`, which depth a split file takes: `auto` (improved where any listed frame has it, else lidar), `improved`,
-    `lidar` or `none`. Intrinsics count pixel centres at integers + 0.5, half a pixel more than KITTI's files.
+    `lidar` or `none`; `intrinsics`, `calibration` (the drive's own, which counts pixel centres at integers + 0.5, half
+    a pixel more than KITTI's files) or `monodepth2` (fx = 0.58 width, fy = 1.92 height, centred; SPEC 4.3).
+    Neighbours are the pictures before and after in the drive and the other eye's, listed in the split or not.
     """
 
     format = "kitti-raw"
@@ -80,8 +91,11 @@ class Format(Dataset):
     licence = "KITTI: CC BY-NC-SA 3.0"
     source = "https://www.cvlibs.net/datasets/kitti/raw_data.php"
 
-    def __init__(self, root: Path, frames: list[Frame], truth: Truth, rule: Rule) -> None:
-        self.root, self.truth, self.rule = root, truth, rule
+    def __init__(
+        self, root: Path, frames: list[Frame], truth: Truth, rule: Rule, intrinsics: str = "calibration"
+    ) -> None:
+        self.root, self.truth, self.rule, self.intrinsics = root, truth, rule, intrinsics
+        self._listed: dict[tuple[str, int], frozenset[int]] = {}  # frames of a drive's camera that have a picture
         self._frames: list[tuple[Frame, Path]] = []
         self._problems: list[Problem] = []
         for frame in frames:
@@ -116,13 +130,13 @@ class Format(Dataset):
             raise DataError("not the KITTI raw layout", where=root, why=why)
         if split is not None and split not in SPLITS:
             frames = _read_split(Path(split), camera)
-            return cls(root, frames, _choose_truth(root, frames, options["truth"]), rule)
+            return cls(root, frames, _choose_truth(root, frames, options["truth"]), rule, options["intrinsics"])
         listings = {name: _list_frames(root, camera, truth) for name, truth in SPLITS.items() if split in (name, None)}
         chosen = split or next((name for name, frames in listings.items() if frames), "all")
         if not listings[chosen]:
             mend = f"splits: {', '.join(SPLITS)}, or a file with lines `DATE/DRIVE FRAME SIDE`"
             raise DataError("empty split", where=chosen, why=f"no such files for camera {camera} in {root}", mend=mend)
-        return cls(root, listings[chosen], SPLITS[chosen], rule)
+        return cls(root, listings[chosen], SPLITS[chosen], rule, options["intrinsics"])
 
     def __len__(self) -> int:
         """Number of complete frames."""
@@ -159,7 +173,41 @@ class Format(Dataset):
         check_metres(depth, self.max_depth)
         return Sample(frame.name, image, depth, camera)
 
+    def neighbour_name(self, index: int, offset: Offset) -> str | None:
+        """The picture's relative path without suffix; None beyond the drive's ends and where a picture is missing."""
+        frame = self._frames[index][0].neighbour(offset)
+        place = frame.drive, frame.camera
+        if place not in self._listed:
+            directory = (self.root / frame.name).parent
+            found = directory.iterdir() if directory.is_dir() else ()
+            stems = (path.stem for path in found if path.suffix in (".jpg", ".png"))
+            self._listed[place] = frozenset(int(stem) for stem in stems if stem.isdecimal())
+        return frame.name if frame.index in self._listed[place] else None
+
+    def neighbour(self, index: int, offset: Offset) -> Sample | None:
+        """The neighbour's picture and camera.
+
+        Raises:
+            ImageReadError, DataError: as for a sample.
+        """
+        frame = self._frames[index][0].neighbour(offset)
+        picture = frame.picture(self.root)
+        if picture is None:
+            return None
+        image = read_image(picture)
+        return Sample(frame.name, image, None, self._camera(frame, (image.shape[0], image.shape[1])))
+
+    def relative_pose(self, index: int, offset: Offset) -> NDArray[np.float64] | None:
+        """The other eye's place by calibration, exact metres; None along the drive, whose motion is not calibrated."""
+        frame = self._frames[index][0]
+        file = self.root / frame.date / "calib_cam_to_cam.txt"
+        if offset != "stereo" or not file.is_file():
+            return None
+        return homogeneous(np.eye(3), eye_position(file, 5 - frame.camera) - eye_position(file, frame.camera))
+
     def _camera(self, frame: Frame, size: tuple[int, int]) -> Intrinsics | None:
+        if self.intrinsics == "monodepth2":
+            return Intrinsics(0.58 * size[1], 1.92 * size[0], 0.5 * size[1], 0.5 * size[0])
         file = self.root / frame.date / "calib_cam_to_cam.txt"
         if not file.is_file():
             return None
@@ -186,6 +234,20 @@ def read_camera(file: Path, camera: int) -> tuple[tuple[int, int], NDArray[np.fl
     entries = read_calibration(file)
     width, height = (round(side) for side in matrix(entries, f"S_rect_{camera:02d}", (1, 2), file)[0])
     return (height, width), matrix(entries, f"P_rect_{camera:02d}", (3, 4), file)
+
+
+def eye_position(file: Path, camera: int) -> NDArray[np.float64]:
+    """What is added to a point of the rectified camera 0 to see it from camera 2 or 3: 3, metres.
+
+    P_rect = K [I | t] gives t = K^-1 P_rect[:, 3].
+
+    Raises:
+        DataError: as `read_camera`, or a camera matrix that cannot be inverted.
+    """
+    projection = read_camera(file, camera)[1]
+    if abs(np.linalg.det(projection[:, :3])) < 1e-9:
+        raise DataError("damaged calibration", where=file, why=f"P_rect_{camera:02d} has no inverse")
+    return np.asarray(np.linalg.solve(projection[:, :3], projection[:, 3]))
 
 
 @lru_cache(maxsize=64)

@@ -108,8 +108,10 @@ class Mix:
         DataError: a data set cannot be opened, or lacks labels.
     """
 
-    def __init__(self, config: TrainConfig, contract: Contract, size: tuple[int, int]) -> None:
-        self.contract, self.size, self.seed = contract, size, config.seed
+    def __init__(
+        self, config: TrainConfig, contract: Contract, size: tuple[int, int], rows: slice = slice(None)
+    ) -> None:
+        self.contract, self.size, self.seed, self.rows = contract, size, config.seed, rows
         options = config.augmentation.model_dump()
         self.jitter_per_frame = bool(options.pop("jitter_per_frame", False))
         self.augmentation = Augmentation(**options)
@@ -134,14 +136,19 @@ class Mix:
         }
         self.unpaired |= {name: "picture without label" for part in self.sources for name in part.unlabelled}
         self.notices = [notice for part in self.sources for notice in part.notices]
+        self.notices += [
+            f"{problem.item}: {problem.what}"
+            for part in self.sources
+            for problem in part.dataset.problems()
+            if part.dataset.format == "frames" and not problem.fatal
+        ]
 
     def batch(self, iteration: int) -> Batch:
-        """Batch number `iteration` (0-based)."""
-        made = [
-            self._seen(part, iteration, slot, count)
-            for part, count in zip(self.sources, self.counts, strict=True)
-            for slot in range(count)
+        """This process's rows of batch number `iteration` (0-based)."""
+        draws = [
+            (part, slot, count) for part, count in zip(self.sources, self.counts, strict=True) for slot in range(count)
         ]
+        made = [self._seen(part, iteration, slot, count) for part, slot, count in draws[self.rows]]
         pictures = np.stack([self.contract.normalise(one.coloured[0]) for one in made])
         target = torch.from_numpy(np.nan_to_num(np.stack([one.depth.values for one in made])[:, None]))
         valid = torch.from_numpy(np.stack([one.depth.valid for one in made])[:, None])

@@ -86,7 +86,7 @@ class Part:
         self, dataset: Dataset, source: Source, number: int, *, height: int, shelf: Shelf, skip_bad: bool
     ) -> None:
         self.dataset, self.number, self.height, self.shelf = dataset, number, height, shelf
-        self.frames: tuple[Offset, ...] = tuple(getattr(source, "frames", ()))
+        self.frames: tuple[Offset, ...] = tuple(source.frames)
         self.bad: set[int] = set()  # indices that cannot be read
         self.notices: list[str] = []
         self.unlabelled: list[str] = []
@@ -98,8 +98,8 @@ class Part:
         if self.frames:
             indices = self._having_neighbours(indices, source.data)
         self._labels: LabelStore | None = None
-        if (labels := getattr(source, "labels", None)) is not None:
-            indices = self._labelled(indices, labels, skip_bad)
+        if source.labels is not None:
+            indices = self._labelled(indices, source.labels, skip_bad)
         self.indices: NDArray[np.intp] = indices
         self._order: tuple[int, NDArray[np.intp]] | None = None
 
@@ -164,6 +164,12 @@ class Part:
             return Item(sample)
         _check_camera(sample)
         sources = tuple(self._neighbour(index, offset) for offset in self.frames)
+        for other in sources:
+            if other.image.shape != sample.image.shape:
+                (rows, cols), (height, width) = sample.image.shape[:2], other.image.shape[:2]
+                why = f"{rows}x{cols} and {height}x{width} (height x width) in {other.name}"
+                mend = "give each size a folder of its own"
+                raise DataError("frames of one sequence differ in shape", where=sample.name, why=why, mend=mend)
         poses = tuple(
             self._relative(index, offset, sample, other) for offset, other in zip(self.frames, sources, strict=True)
         )
