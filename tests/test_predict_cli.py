@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,9 +19,10 @@ from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
+import leadline.batch
 import leadline.saving
 from leadline.cli import app
-from leadline.contract import Contract, InputSpec, OutputSpec
+from leadline.contract import Camera, Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
 from leadline.errors import OutputError
 from leadline.image import read_depth_png
@@ -29,10 +31,14 @@ from leadline.saving import read_saved
 if TYPE_CHECKING:
     from typer.testing import Result
 
+    from leadline.depth import Depth
+
 SPEC = InputSpec(height=32, width=64)
 
 
-def write_model(folder: Path, kind: Kind = Kind.METRIC_DEPTH, operator: str = "Identity") -> Path:
+def write_model(
+    folder: Path, kind: Kind = Kind.METRIC_DEPTH, operator: str = "Identity", spec: InputSpec = SPEC
+) -> Path:
     """An ONNX network that returns ten times the picture's brightness, put through one operator."""
     nodes = [
         helper.make_node("ReduceMean", ["image"], ["mean"], axes=[1], keepdims=1),
@@ -50,7 +56,7 @@ def write_model(folder: Path, kind: Kind = Kind.METRIC_DEPTH, operator: str = "I
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tiny.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-    Contract(name="tiny", input=SPEC, output=OutputSpec(kind=kind)).save(folder / "tiny.contract.json")
+    Contract(name="tiny", input=spec, output=OutputSpec(kind=kind)).save(folder / "tiny.contract.json")
     return path
 
 
@@ -254,13 +260,20 @@ def test_no_point_cloud_from_relative_values(tmp_path: Path, kind: Kind) -> None
     [
         (("--save", "pointcloud"), "no camera for the point cloud"),
         (("--save", "png"), "Did you mean 'png16'"),
-        (("--fov", "180"), "between 0 and 180"),
+        (("--fov", "180"), "between 2 and 170 degrees"),
+        (("--fov", "0.5"), "between 2 and 170 degrees"),
+        (("--fov", "nan"), "between 2 and 170 degrees"),
+        (("--intrinsics", "0.1,0.1,8,6"), "a horizontal field of view of 179 degrees"),
+        (("--intrinsics", "9999,9999,8,6"), "a horizontal field of view of 0.0917 degrees"),
+        (("--intrinsics", "20,1,8,6"), "fx and fy differ by more than 4 times"),
+        (("--intrinsics", "nan,20,8,6"), "focal lengths must be positive"),
         (("--fov", "60", "--intrinsics", "1,1,1,1"), "two cameras"),
         (("--intrinsics", "1,2,3"), "four numbers"),
         (("--intrinsics", "0,2,3,3", "--save", "pointcloud"), "focal lengths must be positive"),
         (("--intrinsics", "50,50,99,3", "--save", "pointcloud"), "outside the picture"),
-        (("--size", "32x64"), "not a size"),
+        (("--size", "32x64x3"), "not a size"),
         (("--size", "64,64"), "fixed input"),
+        (("--size", "0,0"), "Use 32,64"),
     ],
 )
 def test_wrong_options_are_one_line(tmp_path: Path, model: str, arguments: tuple[str, ...], text: str) -> None:
@@ -268,6 +281,118 @@ def test_wrong_options_are_one_line(tmp_path: Path, model: str, arguments: tuple
     assert result.exit_code == 2, result.output
     assert text in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def metric_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Learned a camera of 90 degrees: its focal length is half the width, and two thirds of a 4:3 picture's height."""
+    spec = SPEC.model_copy(update={"camera": Camera(fx_over_width=0.5, fy_over_height=2 / 3)})
+    return str(write_model(tmp_path_factory.mktemp("metric"), spec=spec))
+
+
+def photo(path: Path, **exif: int) -> Path:
+    """A grey JPEG of 12 x 16 pixels with entries of the EXIF folder."""
+    tags = Image.Exif()
+    tags.get_ifd(0x8769).update(
+        {{"focal35": 0xA405, "width": 0xA002, "height": 0xA003}[key]: exif[key] for key in exif}
+    )
+    Image.fromarray(np.full((12, 16, 3), 51, np.uint8)).save(path, exif=tags, quality=95)
+    return path
+
+
+def side(path: Path) -> dict[str, object]:
+    content = json.loads(path.read_text())
+    return {"camera": content["camera"], "fx": content["intrinsics"] and content["intrinsics"]["fx"]}
+
+
+def test_an_assumed_camera_is_said_once_and_written(tmp_path: Path, metric_model: str) -> None:
+    sources = [picture(tmp_path / f"{index}.png") for index in range(3)]
+    result = predict(metric_model, *sources, "--out", tmp_path / "out", "--save", "npy")
+    assert result.exit_code == 0, result.output
+    (note,) = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assert "camera of 3 of 3 pictures not known" in note
+    assert "90 degrees wide and 74 high" in note  # 2 atan(1/2 / (2/3)) = 73.7
+    assert "--fov DEG or --intrinsics" in note
+    assert side(tmp_path / "out" / "0.json") == {"camera": "assumed", "fx": pytest.approx(8.0)}
+    assert read_saved(tmp_path / "out" / "0.json").intrinsics is None  # an assumption is no knowledge
+    given = predict(metric_model, sources[0], "--out", tmp_path / "out", "--save", "npy", "--fov", 90)
+    assert "note:" not in given.stderr
+    assert side(tmp_path / "out" / "0.json") == {"camera": "given", "fx": pytest.approx(8.0)}
+
+
+def test_a_model_without_camera_says_nothing_of_it(tmp_path: Path, model: str) -> None:
+    result = predict(model, picture(tmp_path / "a.png"), "--out", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert side(tmp_path / "out" / "a.json") == {"camera": "unknown", "fx": None}
+
+
+def test_the_focal_length_of_a_photo_is_used_and_a_flag_outranks_it(tmp_path: Path, metric_model: str) -> None:
+    source, out = photo(tmp_path / "a.jpg", focal35=26, width=4000, height=3000), tmp_path / "out"
+    result = predict(metric_model, source, "--out", out, "--save", "npy,pointcloud", "--json")
+    assert result.exit_code == 0, result.output
+    assert "camera of 1 of 1 pictures from the focal length in their EXIF data" in result.stderr
+    assert json.loads(result.stdout)["items"][0]["camera"] == "exif"
+    focal = 26 * 20 / np.hypot(36, 24)  # the diagonal of 12 x 16 is 20 pixels, that of film 43.27 mm
+    assert side(out / "a.json") == {"camera": "exif", "fx": pytest.approx(focal)}
+    np.testing.assert_allclose(np.load(out / "a.npy"), 2.0 * focal / 8, rtol=0.02)
+    with leadline.load(metric_model) as predictor:
+        np.testing.assert_array_equal(predictor.predict(source).values, np.load(out / "a.npy"))
+    predict(metric_model, source, "--out", out, "--save", "npy", "--fov", 90)
+    assert side(out / "a.json") == {"camera": "given", "fx": pytest.approx(8.0)}
+    np.testing.assert_allclose(np.load(out / "a.npy"), 2.0, rtol=0.02)
+
+
+@pytest.mark.parametrize("exif", [{}, {"focal35": 0}, {"focal35": 26, "width": 4000, "height": 4000}])
+def test_a_focal_length_that_does_not_hold_is_not_used(tmp_path: Path, metric_model: str, exif: dict[str, int]) -> None:
+    """Unknown (0), or of the picture before it was cropped."""
+    result = predict(metric_model, photo(tmp_path / "a.jpg", **exif), "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert side(tmp_path / "out" / "a.json")["camera"] == "assumed"
+
+
+def test_a_dangling_link_is_a_bad_picture_and_not_passed_over(tmp_path: Path, model: str) -> None:
+    picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "in" / "loop.png").symlink_to("loop.png")
+    for source in (tmp_path / "in", tmp_path / "in" / "*.png"):
+        result = predict(model, source, "--out", tmp_path / "out", "--json")
+        assert result.exit_code == 1
+        content = json.loads(result.stdout)
+        assert (content["done"], content["failed"]) == (1, 2)
+        assert "it is a link to 'nowhere.png', which is not there" in result.stderr
+        assert "loop.png" in result.stderr
+
+
+@pytest.mark.parametrize("url", ["http://example.org//a.jpg", "https://example.org/a.jpg?b=*"])
+def test_a_url_is_refused_as_it_was_written(tmp_path: Path, model: str, url: str) -> None:
+    result = predict(model, url, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"cannot read '{url}': it is a URL" in result.stderr
+    assert "Download it first" in result.stderr
+
+
+def test_ctrl_c_finishes_what_is_under_way_and_says_how_much(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS row 41."""
+    for index in range(40):
+        picture(tmp_path / "in" / f"{index:02}.png")
+    save = leadline.batch.save
+
+    def saves_and_interrupts(depth: Depth, base: Path, *arguments: object, **options: object) -> object:
+        if base.name == "03":
+            os.kill(os.getpid(), signal.SIGINT)
+        return save(depth, base, *arguments, **options)
+
+    monkeypatch.setattr(leadline.batch, "save", saves_and_interrupts)
+    before = signal.getsignal(signal.SIGINT)
+    result = predict(model, tmp_path / "in", "--out", tmp_path / "out", "--save", "npy", "--json")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert result.exit_code == 130
+    done = json.loads(result.stdout)["done"]
+    assert 4 <= done < 40
+    assert f"error: interrupted: {done} of 40 pictures finished, {40 - done} left; what was written" in result.stderr
+    assert names(tmp_path / "out") == {f"{index:02}.{end}" for index in range(done) for end in ("npy", "json")}
 
 
 def test_an_unknown_model_is_named(tmp_path: Path) -> None:

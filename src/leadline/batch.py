@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from leadline.depth import Intrinsics
-from leadline.errors import LeadlineError, OutputError
+from leadline.errors import DataError, LeadlineError, OutputError
+from leadline.exif import exif_camera
 from leadline.image import read_image
 from leadline.point_cloud import check_intrinsics
-from leadline.saving import save
+from leadline.saving import Camera, save
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 READERS = WRITERS = 2
 AHEAD = 4  # pictures read ahead of inference, and results that wait for writing
 
-Camera = float | Intrinsics | None  # horizontal field of view in degrees, or intrinsics in pixels
+GivenCamera = float | Intrinsics | None  # horizontal field of view in degrees, or intrinsics in pixels
 
 
 @dataclass(frozen=True)
@@ -37,26 +38,36 @@ class Outcome:
     files: dict[str, Path] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     error: LeadlineError | None = None
+    camera: Camera | None = None
 
 
 @dataclass(frozen=True)
 class _Read:
     image: NDArray[np.uint8]
     prepared: NDArray[np.float32]
-    camera: Intrinsics | None
+    camera: Camera
     notices: tuple[str, ...]
 
 
 def predict_batch(
-    predictor: Predictor, items: Sequence[Item], formats: Collection[str], *, camera: Camera = None
+    predictor: Predictor,
+    items: Sequence[Item],
+    formats: Collection[str],
+    *,
+    camera: GivenCamera = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome]:
     """Predict and save every picture; a bad one is recorded and the rest go on.
+
+    The camera of a picture is the given one, else that of its EXIF data, else that of training (for metric networks
+    that name it), which only the side file mentions.
 
     Args:
         predictor: runs in the calling thread.
         items: pictures and where their results go.
         formats: as `leadline.saving.save` takes them.
         camera: of all pictures.
+        stopped: asked before each inference; once true, only what has been inferred is still written.
 
     Yields:
         One outcome per item, in order, as soon as its files are complete.
@@ -72,12 +83,12 @@ def predict_batch(
 
         def read_next() -> None:
             for item in upcoming:
-                read_ahead.append((item, reading.submit(_read, predictor, item, camera)))
+                read_ahead.append((item, reading.submit(_read, predictor, item, camera, formats)))
                 return
 
         for _ in range(AHEAD):
             read_next()
-        while read_ahead:
+        while read_ahead and not stopped():
             item, future = read_ahead.popleft()
             unwritten.append(_infer(predictor, item, future, writing, formats))
             read_next()
@@ -90,14 +101,28 @@ def predict_batch(
         writing.shutdown(cancel_futures=True)
 
 
-def _read(predictor: Predictor, item: Item, camera: Camera) -> _Read:
+def _read(predictor: Predictor, item: Item, given: GivenCamera, formats: Collection[str]) -> _Read:
     notices: list[str] = []
     image = read_image(item.source, notices.append)
-    height, width = image.shape[:2]
-    intrinsics = Intrinsics.from_fov(camera, height, width) if isinstance(camera, float) else camera
-    if intrinsics is not None:
-        check_intrinsics(intrinsics, height, width)
-    return _Read(image, predictor.contract.prepare(image, predictor.size), intrinsics, tuple(notices))
+    camera = _camera(predictor, item, (image.shape[0], image.shape[1]), given)
+    if "pointcloud" in formats and camera.origin not in ("given", "exif"):
+        why = "neither given nor in the picture's EXIF data"
+        mend = "give --fov DEG or --intrinsics FX,FY,CX,CY"
+        raise DataError("no camera for the point cloud of", where=item.source, why=why, mend=mend)
+    return _Read(image, predictor.contract.prepare(image, predictor.size), camera, tuple(notices))
+
+
+def _camera(predictor: Predictor, item: Item, size: tuple[int, int], given: GivenCamera) -> Camera:
+    if isinstance(given, Intrinsics):
+        check_intrinsics(given, *size)
+        return Camera.of(given)
+    if given is not None:
+        return Camera.of(Intrinsics.from_fov(given, *size))
+    written = exif_camera(item.source, *size)
+    if written is not None:
+        return Camera(written, "exif")
+    assumed = predictor.contract.assumed_camera(*size)
+    return Camera(assumed, "assumed" if assumed is not None else "unknown")
 
 
 def _infer(
@@ -121,10 +146,11 @@ def _write(
     contract = predictor.contract
     try:
         size = (read.image.shape[0], read.image.shape[1])
-        depth = contract.restore(output, size, intrinsics=read.camera, source=str(item.source))
-        files = save(depth, item.base, formats, image=read.image, model=contract.name)
+        known = read.camera.intrinsics if read.camera.origin != "assumed" else None
+        depth = contract.restore(output, size, intrinsics=known, source=str(item.source))
+        files = save(depth, item.base, formats, image=read.image, model=contract.name, camera=read.camera)
     except OutputError:
         raise
     except LeadlineError as error:
         return Outcome(item, error=error, notices=read.notices)
-    return Outcome(item, files, read.notices)
+    return Outcome(item, files, read.notices, camera=read.camera)

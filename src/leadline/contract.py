@@ -224,6 +224,21 @@ class Contract(_Frozen):
         along_y = intrinsics.fy / height / camera.fy_over_height
         return math.sqrt(along_x * along_y)
 
+    def assumed_camera(self, height: int, width: int) -> Intrinsics | None:
+        """The only camera for which the metres of a picture without one are right: that of training, centred.
+
+        Args:
+            height: of the picture, pixels.
+            width: of the picture, pixels.
+
+        Returns:
+            None where the network names no camera, or its values are no metres.
+        """
+        camera = self.input.camera
+        if camera is None or self.output.kind is not Kind.METRIC_DEPTH:
+            return None
+        return Intrinsics(camera.fx_over_width * width, camera.fy_over_height * height, width / 2, height / 2)
+
     def save(self, path: Path) -> None:
         """Write the contract as JSON."""
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

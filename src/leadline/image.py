@@ -106,6 +106,9 @@ def _read_bytes(path: Path) -> bytes:
             raise ImageReadError("cannot read the picture", where=path, why=kind)
         data = path.read_bytes()
     except FileNotFoundError as error:
+        if path.is_symlink():
+            why = f"it is a link to {str(path.readlink())!r}, which is not there"
+            raise ImageReadError("no such file", where=path, why=why, mend="mend or remove the link") from error
         raise ImageReadError("no such file", where=path, mend="check the path") from error
     except PermissionError as error:
         why = "permission denied"

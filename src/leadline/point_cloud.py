@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from leadline.depth import Depth, Intrinsics
 
+FOV_RANGE = (2.0, 170.0)  # horizontal, degrees: beyond, a typing error is likelier than a lens
+MOST_ANAMORPHIC = 4
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 
 
@@ -33,12 +36,19 @@ def check_intrinsics(camera: Intrinsics, height: int, width: int) -> None:
     """Pass where the camera can belong to a picture of this size in pixels.
 
     Raises:
-        DataError: a focal length that is not positive, or a principal point outside the picture.
+        DataError: a focal length that is not positive or belongs to no lens, or a principal point outside the picture.
     """
     place = f"fx={camera.fx:g} fy={camera.fy:g} cx={camera.cx:g} cy={camera.cy:g}"
     mend = f"give them in pixels of this picture, {height} x {width} (height x width)"
     if not (np.isfinite([camera.fx, camera.fy]).all() and min(camera.fx, camera.fy) > 0):
         raise DataError("impossible intrinsics", where=place, why="focal lengths must be positive", mend=mend)
+    fov = 2 * math.degrees(math.atan(width / (2 * camera.fx)))
+    if not FOV_RANGE[0] <= fov <= FOV_RANGE[1]:
+        why = f"fx is a horizontal field of view of {fov:.3g} degrees, which no pinhole camera has"
+        raise DataError("impossible intrinsics", where=place, why=why, mend=mend)
+    if not 1 / MOST_ANAMORPHIC <= camera.fy / camera.fx <= MOST_ANAMORPHIC:
+        why = f"fx and fy differ by more than {MOST_ANAMORPHIC} times"
+        raise DataError("impossible intrinsics", where=place, why=why, mend=mend)
     if not (0 <= camera.cx <= width and 0 <= camera.cy <= height):
         why = "the principal point lies outside the picture"
         raise DataError("impossible intrinsics", where=place, why=why, mend=mend)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leadline.errors import ConfigError, ContractError
+from leadline.exif import exif_camera
 from leadline.image import read_image, rgb_array
 from leadline.reference import load_model, open_session
 from leadline.runtimes.base import ExportOptions, Precision, SessionOptions, required
@@ -51,7 +52,7 @@ class Predictor:
         Args:
             image: a path, H x W x 3 uint8 RGB, or a Pillow picture.
             intrinsics: the picture's camera in its pixels, if known; kept in the result, and used to correct metric
-                depth where the contract names the camera of training.
+                depth where the contract names the camera of training. Without it, a file's EXIF focal length is used.
 
         Raises:
             ImageReadError: the file cannot be read completely and safely.
@@ -62,6 +63,8 @@ class Predictor:
         pixels = _pixels(image)
         prepared = self.contract.prepare(pixels, self.size)
         output = self.session.run(prepared)
+        if intrinsics is None and source:
+            intrinsics = exif_camera(source, *pixels.shape[:2])
         return self.contract.restore(output, pixels.shape[:2], intrinsics=intrinsics, source=source)
 
     def close(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,24 @@ ENDINGS = {"png16": "_depth.png", "npy": ".npy", "color": "_color.png", "pointcl
 SIDE_ENDING = ".json"
 _CODES = 65535
 _METRIC_STEPS = (0.001, 1 / 256)  # millimetres; then KITTI's step, up to 255 m
+
+
+@dataclass(frozen=True)
+class Camera:
+    """The camera of one picture, and where it comes from.
+
+    Args:
+        intrinsics: in pixels of the picture; None where nothing is known.
+        origin: `given` by the user, read from `exif`, `assumed` to be that of training, or `unknown`.
+    """
+
+    intrinsics: Intrinsics | None
+    origin: Literal["given", "exif", "assumed", "unknown"]
+
+    @classmethod
+    def of(cls, intrinsics: Intrinsics | None) -> Camera:
+        """A camera that the user gave, or none."""
+        return cls(intrinsics, "unknown" if intrinsics is None else "given")
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -50,7 +68,13 @@ def output_paths(base: Path, formats: Collection[str]) -> list[Path]:
 
 
 def save(
-    depth: Depth, base: Path, formats: Collection[str], *, image: NDArray[np.uint8] | None = None, model: str = ""
+    depth: Depth,
+    base: Path,
+    formats: Collection[str],
+    *,
+    image: NDArray[np.uint8] | None = None,
+    model: str = "",
+    camera: Camera | None = None,
 ) -> dict[str, Path]:
     """Write a depth map in the wanted formats and its side file `<base>.json`, each atomically.
 
@@ -60,6 +84,7 @@ def save(
         formats: of `png16` (raw values in steps, 0 = not valid), `npy` (raw float32), `color`, `pointcloud`.
         image: the picture, H x W x 3 uint8 RGB, for the colours of the point cloud.
         model: name of the network, for the side file.
+        camera: what was taken for the picture's camera and why; None: the depth's own, as given.
 
     Returns:
         Format (and `side`) to the file written.
@@ -76,7 +101,7 @@ def save(
         notes[name] = {"file": files[name].name, **note}
         write_atomic(files[name], data)
     files["side"] = _with(base, SIDE_ENDING)
-    write_atomic(files["side"], _side(depth, model, notes))
+    write_atomic(files["side"], _side(depth, model, camera or Camera.of(depth.intrinsics), notes))
     return files
 
 
@@ -126,7 +151,7 @@ def to_codes(depth: Depth) -> tuple[NDArray[np.uint16], float, float]:
     return np.where(valid, codes, 0).astype(np.uint16), scale, offset
 
 
-def _side(depth: Depth, model: str, files: dict[str, Any]) -> bytes:
+def _side(depth: Depth, model: str, camera: Camera, files: dict[str, Any]) -> bytes:
     values = depth.values[depth.valid]
     content = {
         "schema_version": 1,
@@ -139,7 +164,8 @@ def _side(depth: Depth, model: str, files: dict[str, Any]) -> bytes:
         "degenerate": depth.is_degenerate,
         "source": depth.source,
         "model": model,
-        "intrinsics": asdict(depth.intrinsics) if depth.intrinsics else None,
+        "camera": camera.origin,
+        "intrinsics": asdict(camera.intrinsics) if camera.intrinsics else None,
         "files": files,
     }
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -158,7 +184,8 @@ def read_saved(side: Path) -> Depth:
     try:
         content = json.loads(side.read_bytes())
         kind, files, camera = Kind(content["kind"]), content["files"], content["intrinsics"]
-        intrinsics = Intrinsics(**camera) if camera else None
+        known = camera and content.get("camera") != "assumed"  # an assumption is no knowledge
+        intrinsics = Intrinsics(**camera) if known else None
         if "npy" in files:
             values = np.load(side.with_name(Path(files["npy"]["file"]).name), allow_pickle=False)
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from leadline.image import SUFFIXES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -37,12 +40,12 @@ def find_pictures(sources: Sequence[str], out: Path, *, recursive: bool = False)
         recursive: take folders below the named ones as well.
 
     Raises:
-        DataError: a folder or pattern that matches nothing, or a video.
+        DataError: a folder or pattern that matches nothing, a video, or a URL.
     """
     found: dict[Path, tuple[Path, Path]] = {}
     for source in sources:
         for path, relative in _matches(source, out, recursive):
-            found.setdefault(path.resolve(), (path, relative))
+            found.setdefault(_real(path), (path, relative))
     paths, relatives = [path for path, _ in found.values()], [relative for _, relative in found.values()]
     return [Item(path, out / name) for path, name in zip(paths, _distinct(relatives), strict=True)]
 
@@ -54,21 +57,24 @@ def refuse_overwriting_sources(items: Iterable[Item], outputs: Callable[[Path], 
         OutputError: one would.
     """
     items = list(items)
-    sources = {item.source.resolve() for item in items}
+    sources = {_real(item.source) for item in items}
     for item in items:
         for path in outputs(item.base):
-            if path.resolve() in sources:
+            if _real(path) in sources:
                 why = f"the result of {str(item.source)!r} would replace this picture"
                 raise OutputError("will not overwrite", where=path, why=why, mend="choose another folder with --out")
 
 
 def _matches(source: str, out: Path, recursive: bool) -> list[tuple[Path, Path]]:
     """(file, its path relative to what named it) for one source."""
+    if _URL.match(source):
+        why, mend = "it is a URL, and nothing is fetched over the network", "download it first and name the file"
+        raise DataError("cannot read", where=source, why=why, mend=mend)
     path = Path(source)
     if path.is_dir():
         inside = path.rglob("*") if recursive else path.glob("*")
-        ours = out.resolve() if out.resolve() != path.resolve() else None
-        files = [file for file in inside if _is_picture(file) and (ours is None or ours not in file.resolve().parents)]
+        ours = _real(out) if _real(out) != _real(path) else None
+        files = [file for file in inside if _is_picture(file) and (ours is None or ours not in _real(file).parents)]
         if not files:
             mend = "name another folder" if recursive else "add --recursive for the folders below it"
             raise DataError("no pictures in the folder", where=source, why=f"none ends in {_endings()}", mend=mend)
@@ -88,8 +94,15 @@ def _matches(source: str, out: Path, recursive: bool) -> list[tuple[Path, Path]]
     return [(path, Path(path.name))]
 
 
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # `resolve` raises where links go in a circle
+
+
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    """A picture's ending on a file, or on a dangling link: that one fails by name when it is read."""
+    if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        return False
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _endings() -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 import os
+import signal
 import sys
+import threading
 import time
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -15,9 +20,10 @@ from leadline.cli.options import DEFAULT_MODEL, Json, Model, Out, Size, parse_si
 from leadline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
 
-    from leadline.batch import Camera, Outcome
+    from leadline.batch import GivenCamera, Outcome
     from leadline.predictor import Predictor
     from leadline.sources import Item
 
@@ -25,7 +31,11 @@ HELP = """Predict the depth of pictures: files, folders or globs.
 
 Raw values are kept: the 16-bit PNG and the NPY file hold what the network returned, and a side file (.json) says their
 kind, unit and scale. Colours run from bright (near) to dark (far). A bad picture is reported and the rest go on; the
-exit status is then 1."""
+exit status is then 1.
+
+Metres from one picture are right only for a known camera: that of --fov or --intrinsics, else the focal length in the
+picture's EXIF data, else the camera of the model's training. Which one was taken is said, and stands in the side file.
+Ctrl-C finishes what is under way; a second one ends at once."""
 
 EXAMPLES = (
     "leadline predict photo.jpg",
@@ -64,31 +74,60 @@ def command(
     from leadline.sources import find_pictures, refuse_overwriting_sources
 
     formats, camera, wanted_size = parse_formats(save), _camera(fov, intrinsics), parse_size(size)
-    if "pointcloud" in formats and camera is None:
-        mend = "give --fov DEG or --intrinsics FX,FY,CX,CY"
-        raise ConfigError("no camera for the point cloud", where="--save pointcloud", mend=mend)
     items = find_pictures(sources, out, recursive=recursive)
     refuse_overwriting_sources(items, lambda base: output_paths(base, formats))
     check_writable(out)
-    with _opened(model, threads, wanted_size, formats) as predictor, output_lock(out):
+    with (
+        _opened(model, threads, wanted_size, formats) as predictor,
+        output_lock(out),
+        _interruptible() as interrupted,
+    ):
         started = time.perf_counter()
-        outcomes = _run(predictor, items, formats, camera)
+        outcomes = _run(predictor, items, formats, camera, interrupted.is_set)
         seconds = time.perf_counter() - started
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(items) == 1 and failed and failed[0].error is not None:
         raise failed[0].error
     _report(predictor, outcomes, out, seconds, json)
+    if len(outcomes) < len(items):
+        done = len(outcomes) - len(failed)
+        left = len(items) - len(outcomes)
+        stays = f"what was written to {str(out)!r} stays" if done else "nothing was written"
+        typer.echo(f"error: interrupted: {done} of {len(items)} pictures finished, {left} left; {stays}", err=True)
+        raise typer.Exit(130)
     if failed:
         raise typer.Exit(1)
 
 
-def _camera(fov: float | None, intrinsics: str | None) -> Camera:
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event, so that what is under way is finished; the second one interrupts."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread may set handlers
+        return
+
+    def on_first(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, on_first)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _camera(fov: float | None, intrinsics: str | None) -> GivenCamera:
     from leadline.depth import Intrinsics
+    from leadline.point_cloud import FOV_RANGE
 
     if fov is not None and intrinsics is not None:
         raise ConfigError("two cameras", where="--fov and --intrinsics", mend="give one of them")
-    if fov is not None and not 0 < fov < 180:
-        raise ConfigError("impossible field of view", where=f"--fov {fov:g}", why="it must lie between 0 and 180")
+    if fov is not None and not FOV_RANGE[0] <= fov <= FOV_RANGE[1]:
+        why = f"a horizontal field of view lies between {FOV_RANGE[0]:g} and {FOV_RANGE[1]:g} degrees"
+        mend = "phones have about 65, webcams about 60"
+        raise ConfigError("impossible field of view", where=f"--fov {fov:g}", why=why, mend=mend)
     if intrinsics is None:
         return fov
     try:
@@ -114,7 +153,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(predictor: Predictor, items: Sequence[Item], formats: Sequence[str], camera: Camera) -> list[Outcome]:
+def _run(
+    predictor: Predictor,
+    items: Sequence[Item],
+    formats: Sequence[str],
+    camera: GivenCamera,
+    interrupted: Callable[[], bool],
+) -> list[Outcome]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -133,7 +178,7 @@ def _run(predictor: Predictor, items: Sequence[Item], formats: Sequence[str], ca
     show = console.is_terminal and len(items) > 1
     with Progress(*columns, console=console, transient=True, disable=not show, refresh_per_second=4) as progress:
         task = progress.add_task("predict", total=len(items), rate="")
-        for outcome in predict_batch(predictor, items, formats, camera=camera):
+        for outcome in predict_batch(predictor, items, formats, camera=camera, stopped=interrupted):
             outcomes.append(outcome)
             for notice in outcome.notices:
                 print(f"notice: {notice}", file=sys.stderr)
@@ -146,6 +191,8 @@ def _report(predictor: Predictor, outcomes: Sequence[Outcome], out: Path, second
     contract = predictor.contract
     kind = contract.output.kind
     failed = [outcome for outcome in outcomes if outcome.error is not None]
+    for line in _cameras(predictor, outcomes):
+        typer.echo(f"note: {line}", err=True)
     if as_json:
         content = {
             "model": contract.name,
@@ -168,8 +215,33 @@ def _report(predictor: Predictor, outcomes: Sequence[Outcome], out: Path, second
         typer.echo(f"  {outcome.error}", err=True)
 
 
+def _cameras(predictor: Predictor, outcomes: Sequence[Outcome]) -> list[str]:
+    """Which cameras were not given but taken, for the terminal."""
+    done = [outcome for outcome in outcomes if outcome.error is None]
+    counts = Counter(outcome.camera.origin for outcome in done if outcome.camera is not None)
+    lines = []
+    if counts["exif"]:
+        lines.append(f"camera of {counts['exif']} of {len(done)} pictures from the focal length in their EXIF data")
+    assumed = predictor.contract.input.camera
+    if counts["assumed"] and assumed is not None:
+        fov_x = 2 * math.degrees(math.atan(0.5 / assumed.fx_over_width))
+        fov_y = 2 * math.degrees(math.atan(0.5 / assumed.fy_over_height))
+        lines.append(
+            f"camera of {counts['assumed']} of {len(done)} pictures not known; assumed that of "
+            f"{predictor.contract.name}'s training, {fov_x:.0f} degrees wide and {fov_y:.0f} high. The metres are "
+            "right only for it: give --fov DEG or --intrinsics FX,FY,CX,CY"
+        )
+    return lines
+
+
 def _entry(outcome: Outcome) -> dict[str, object]:
     entry: dict[str, object] = {"source": str(outcome.item.source), "notices": list(outcome.notices)}
     if outcome.error is not None:
         return {**entry, "status": "failed", "error": str(outcome.error)}
-    return {**entry, "status": "done", "files": {name: str(path) for name, path in outcome.files.items()}}
+    camera = outcome.camera.origin if outcome.camera is not None else "unknown"
+    return {
+        **entry,
+        "status": "done",
+        "camera": camera,
+        "files": {name: str(path) for name, path in outcome.files.items()},
+    }
