@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     State = Mapping[str, torch.Tensor]
 
 CONTRACT, CONFIG, WEIGHTS, CARD = "contract.json", "config.json", "weights.safetensors", "README.md"
+AUXILIARY = "auxiliary.safetensors"
 _HEADER_LIMIT = 100_000_000  # bytes; the safetensors format's own limit
 
 
@@ -75,6 +76,19 @@ class Checkpoint:
         load_state(network, read_safetensors(self.folder / WEIGHTS), where=self.folder)
         return network.eval()
 
+    def auxiliary(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Tensors by name of the modules that were trained beside the network (a pose network); empty if none were.
+
+        Raises:
+            CheckpointError: their file is damaged.
+        """
+        path = self.folder / AUXILIARY
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for key, value in read_safetensors(path).items() if path.is_file() else ():
+            module, _, name = key.partition(".")
+            found.setdefault(module, {})[name] = value
+        return found
+
 
 def save_checkpoint(
     folder: Path,
@@ -86,6 +100,7 @@ def save_checkpoint(
     lineage: Sequence[dict[str, Any]] = (),
     card: str | None = None,
     half: bool = False,
+    auxiliary: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Write a checkpoint folder atomically; an older checkpoint at the same place stays until this one is complete.
 
@@ -98,6 +113,7 @@ def save_checkpoint(
         lineage: the steps that made it, oldest first; plain JSON values.
         card: model card in Markdown.
         half: store floating tensors as float16 where their values allow it; they load as float32.
+        auxiliary: modules trained beside the network, which a run that starts here goes on with; names without dots.
 
     Raises:
         CheckpointError: the model does not have the tensors that `config` describes.
@@ -115,6 +131,8 @@ def save_checkpoint(
         contract.save(place / CONTRACT)
         write_atomic(place / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
         write_atomic(place / WEIGHTS, save(stored))
+        if auxiliary:
+            write_atomic(place / AUXILIARY, save(_joined(auxiliary, half)))
         if card is not None:
             write_atomic(place / CARD, card.encode())
         write_manifest(place, "checkpoint", {"lineage": list(lineage)})
@@ -250,6 +268,14 @@ def _meta_state(name: str, config: BaseModel) -> State:
 
     with torch.device("meta"):
         return architecture(name).build(config).state_dict()
+
+
+def _joined(modules: Mapping[str, nn.Module], half: bool) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": _stored(value.detach().cpu(), half).contiguous().clone()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
 
 
 def _stored(value: torch.Tensor, half: bool) -> torch.Tensor:

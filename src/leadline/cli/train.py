@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -17,6 +18,7 @@ EXAMPLES = (
     "leadline train --model leadline-s --data rendered:room --iterations 20 --batch 4 --size 96,128 --out runs/try",
     "leadline train configs/leadline-s-indoor.yaml --out runs/indoor",
     "leadline train configs/leadline-s-indoor.yaml --out runs/indoor --iterations 4000 --set learning_rate=5e-4",
+    "torchrun --standalone --nproc-per-node 2 -m leadline train configs/leadline-s-indoor.yaml --out runs/indoor",
 )
 
 
@@ -29,7 +31,7 @@ def command(
     data: Annotated[Optional[list[str]], typer.Option("--data", "-d", help="DATA or DATA#SPLIT; repeatable.")] = None,
     loss: Annotated[
         Optional[list[str]],
-        typer.Option("--loss", help="l1, berhu, silog, ssi or gradient, with =WEIGHT if not 1; repeat to add."),
+        typer.Option("--loss", help="l1, silog, ssi, gradient, ..., with =WEIGHT if not 1; repeat to add."),
     ] = None,
     iterations: Annotated[Optional[int], typer.Option(min=1, help="Length of the run.")] = None,
     batch: Annotated[Optional[int], typer.Option(min=2, help="Pictures of each iteration.")] = None,
@@ -76,24 +78,41 @@ def command(
 
     with _Display(quiet=as_json) as display:
         result, folder = run(settings, out, display.show)
+    if not result.leads:  # torchrun started several: one speaks
+        raise typer.Exit(130 if result.interrupted else 1 if result.skipped else 0)
     facts = {
         "checkpoint": str(folder),
         "iterations": result.iteration,
         "interrupted": result.interrupted,
+        "waiting": result.waiting,
         "unpaired": result.unpaired,
         "skipped": result.skipped,
     }
     if as_json:
         print(json.dumps(facts))
     else:
-        state = "interrupted; the same command continues" if result.interrupted else "done"
-        print(f"{result.iteration} iterations, {state}. Checkpoint: {folder}")
+        print(_ending(result, settings.iterations, folder))
+        for notice in result.notices:
+            print(notice, file=sys.stderr)
         for name, why in (result.unpaired | result.skipped).items():
             print(f"left out {name}: {why}", file=sys.stderr)
     if result.interrupted:
         raise typer.Exit(130)
     if result.skipped:
         raise typer.Exit(1)
+
+
+def _ending(result: Any, iterations: int, folder: Path) -> str:
+    """The run's last line."""
+    if result.begun >= iterations:
+        begun = f"{result.begun} iterations were done before, {iterations} are asked for: nothing was trained."
+        return f"{begun} Checkpoint: {folder}"
+    waiting = f"{result.waiting:.0%} of the time waiting for data"
+    if not result.interrupted:
+        return f"{result.iteration} iterations, done, {waiting}. Checkpoint: {folder}"
+    again = shlex.join(["leadline", *sys.argv[1:]])
+    rest = f"To go on to {iterations}, run the same command again: {again}"
+    return f"{result.iteration} iterations, interrupted, {waiting}. Checkpoint: {folder}. {rest}"
 
 
 def _source(reference: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from leadline.errors import ConfigError, closest
 from leadline.training.objectives import Objective
 from leadline.training.objectives.supervised import Silog
+from leadline.training.paths import located
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +61,19 @@ class AugmentationOptions(_Options):
     jitter_per_frame: bool = Field(default=False, description="colours of each frame on their own (Lite-Mono's quirk)")
 
 
+class CosineRestarts(_Options):
+    """The rate falls along a cosine and starts again, lower: Lite-Mono's schedule (SPEC.md 3.5)."""
+
+    kind: Literal["cosine-restarts"]
+    every: Annotated[int, Field(ge=1)] = Field(
+        description="iterations between two changes of the rate; one epoch there"
+    )
+    cycle: Annotated[int, Field(ge=1)] = Field(default=31, description="changes from one restart to the next")
+    shrink: float = Field(default=0.9, gt=0, le=1, description="factor of the peak at each restart")
+    floor: float = Field(default=0.05, ge=0, le=1, description="lowest rate of the network, as a share of the peak")
+    auxiliary_floor: float = Field(default=0.1, ge=0, le=1, description="the same for auxiliary modules")
+
+
 class TrainConfig(_Options):
     """A complete training run."""
 
@@ -78,13 +92,22 @@ class TrainConfig(_Options):
     batch: Annotated[int, Field(ge=2)] = 16
     learning_rate: float = Field(default=1e-3, gt=0, lt=10)
     encoder_factor: float = Field(default=0.3, gt=0, le=1, description="the encoder's share of the learning rate")
+    auxiliary_rate: float = Field(
+        default=1.0, gt=0, le=100, description="rate of what objectives train beside the network, as a factor"
+    )
     weight_decay: float = Field(default=1e-2, ge=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     warmup: Annotated[int, Field(ge=0)] = 100
     decay: float = Field(default=0.3, ge=0, le=1, description="final share of the run in which the rate falls to zero")
+    schedule: CosineRestarts | None = Field(default=None, description="another course of the rate; no warmup and decay")
+    accumulate: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="pieces that a batch is cut into where it does not fit into memory at once"
+    )
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     ema: float = Field(default=0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps none")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = Field(default=True, description="memory order of pictures and weights")
+    compile: bool = Field(default=False, description="compile the network (needs a C++ compiler; slow to start)")
     device: str = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
@@ -119,8 +142,10 @@ class TrainConfig(_Options):
 def load_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
     """Read a YAML file, apply `changes` (flags) over it, and check everything.
 
+    Relative paths in the file count from the current folder, else from the file's folder, else from the one above it.
+
     Raises:
-        ConfigError: the file is missing, is no mapping, has an unknown key or a wrong value.
+        ConfigError: the file is missing, is no mapping, has an unknown key or a wrong value, or a path leads nowhere.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -135,9 +160,10 @@ def load_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
         values = loaded
     values |= changes
     try:
-        return TrainConfig.model_validate(values)
+        config = TrainConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("bad training configuration", where=path, **explain(error, TrainConfig)) from error
+    return config if path is None else located(config, path, changes.keys())
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import signal
-import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +15,15 @@ import yaml
 from leadline.contract import Camera
 from leadline.depth import Kind
 from leadline.errors import ConfigError, DataError, NumericalError
-from leadline.models.outputs import outputs
 from leadline.output import output_lock, write_atomic
-from leadline.training.average import twin, update
+from leadline.training.average import update
 from leadline.training.batches import Batch, Mix, ahead
-from leadline.training.checkpointing import load_state, save_state
-from leadline.training.depthwise import speed_up
-from leadline.training.objectives import Seen, total_loss
-from leadline.training.schedule import rate_at
+from leadline.training.checkpointing import resume, save_state
+from leadline.training.interruption import Stop
+from leadline.training.learner import prepare
+from leadline.training.log import Log, Progress
+from leadline.training.step import step
+from leadline.training.team import Team, launched, own_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,32 +35,18 @@ if TYPE_CHECKING:
     from leadline.training.config import TrainConfig
 
 STATE, LOG, CONFIG = "state.safetensors", "log.csv", "config.yaml"
-ENCODERS = ("encoder", "mobilenet", "pretrained")  # names of the pretrained part in our architectures
-
-
-@dataclass
-class Progress:
-    """What a display may show after an iteration."""
-
-    iteration: int
-    iterations: int
-    loss: float
-    terms: dict[str, float]
-    rate: float
-    seconds: float
-    waiting: float  # share of the time spent waiting for data, 0 to 1
-    validation: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Start:
-    """The network that a run starts from."""
+    """The network that a run starts from; `auxiliary` holds tensors of the modules beside it, by name."""
 
     model: nn.Module
     contract: Contract
     architecture: str
     config: BaseModel
     lineage: tuple[dict[str, Any], ...] = ()
+    auxiliary: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,6 +60,11 @@ class Result:
         interrupted: whether it was stopped before its end.
         skipped: samples that could not be read, and why.
         unpaired: items of the data sets that were left out from the start (pictures without depth, and the reverse).
+        auxiliary: the modules that were trained beside the network, on the CPU.
+        begun: iterations that were done before.
+        waiting: share of this call's time spent waiting for data, 0 to 1.
+        leads: whether this process is the one that writes and speaks.
+        notices: what the data sets had to say.
     """
 
     model: nn.Module
@@ -84,6 +73,11 @@ class Result:
     interrupted: bool
     skipped: dict[str, str]
     unpaired: dict[str, str]
+    auxiliary: dict[str, nn.Module] = field(default_factory=dict)
+    begun: int = 0
+    waiting: float = 0.0
+    leads: bool = True
+    notices: list[str] = field(default_factory=list)
 
 
 def fit(
@@ -96,9 +90,10 @@ def fit(
 ) -> Result:
     """Train a network; run again with the same `out`, it continues exactly where the last saved state ends.
 
-    Bit-exact at an equal number of threads: every batch and every random draw is a function of the seed and the
-    iteration. The first Ctrl-C (or SIGTERM) ends the run after the current iteration with its state saved; the second
-    ends it at once.
+    Bit-exact at an equal number of threads and processes: every batch and every random draw is a function of the seed
+    and the iteration. The first Ctrl-C (or SIGTERM) ends the run after the current iteration with its state saved; the
+    second ends it at once. Under torchrun each process takes its contiguous rows of every batch, and the weights
+    become those of one process, to rounding (`step` names the exceptions); one of them writes.
 
     Args:
         config: the run.
@@ -108,91 +103,79 @@ def fit(
         on_progress: called after each iteration.
 
     Raises:
-        DataError: `max_bad_batches` batches in a row hold no measured pixel.
+        DataError: `max_bad_batches` batches in a row hold nothing to learn from.
         NumericalError: the loss was not finite `max_bad_batches` times in a row; the message names the samples.
         OutputError: another run holds `out`, or it cannot be written.
-        ConfigError: the configuration contradicts the network.
+        ConfigError: the configuration contradicts the network, or the run that `out` holds.
+        ProcessError: another process of the run ended.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    device = _device(config.device)
     contract = _contract(config, start.contract)
     size = contract.checked_size(config.size or (contract.input.height, contract.input.width))
-    model = start.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    average = twin(model) if config.ema else None
-    if device.type == "cpu" and config.precision == "bf16":
-        speed_up(model)
-    optimizer = _optimizer(model, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    with output_lock(out), _Stop() as stop:
-        done = _resume(out, config, model, average, optimizer)
-        mix = Mix(config, contract, size)
-        write_atomic(out / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-        log = _Log(out / LOG, done)
+    team = Team(own_device(config.device))
+    _check_batch(config, team)
+    lock = output_lock(out) if team.leads else nullcontext()
+    with team, lock, Stop(patient=launched(), quiet=not team.leads) as stop:
+        learner = prepare(config, start.model, start.auxiliary, team)
+        begun = done = resume(out / STATE, config, learner)
+        mix = Mix(config, contract, size, rows=team.rows(config.batch))
+        if team.leads:
+            write_atomic(out / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+            log = Log(out / LOG, done)
         bad = empty = 0
-        for iteration, batch, waited in _timed(mix, done, config.iterations):
-            begun = time.perf_counter()
-            empty = 0 if bool(batch.valid.any()) else empty + 1
+        spent = lost = 0.0
+        for iteration, batch, waited in _timed(mix, done, config.iterations, team):
+            began = time.perf_counter()
+            empty = 0 if team.total([bool(batch.valid.any()) or batch.clip is not None])[0] else empty + 1
             if empty >= min(config.max_bad_batches, config.iterations):
                 why = f"{empty} batches in a row without one measured pixel; the last held {', '.join(batch.names)}"
                 raise DataError("nothing to learn from", where=out, why=why, mend="run `leadline data check` on it")
-            factor = rate_at(iteration, iterations=config.iterations, warmup=config.warmup, decay=config.decay)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            torch.manual_seed((config.seed << 32) + iteration)
-            loss, terms = _step(model, batch.to(device), optimizer, scaler, config, kind=contract.output.kind)
+            rate = learner.set_rates(config, iteration)
+            torch.manual_seed((config.seed << 32) + iteration + (team.rank << 24))
+            loss, terms = step(learner, batch, config, kind=contract.output.kind, team=team)
             bad = 0 if math.isfinite(loss) else bad + 1
             if bad >= config.max_bad_batches:
-                names = ", ".join(batch.names)
-                why = f"{bad} batches in a row; the last held {names}"
+                why = f"{bad} batches in a row; the last held {', '.join(batch.names)}"
                 mend = f"the last good state is {out / STATE}; lower the learning rate or check these samples"
                 raise NumericalError("the loss is not finite", where=f"iteration {iteration}", why=why, mend=mend)
-            if average is not None and not bad:
-                update(average, model, config.ema, iteration)
+            if learner.average is not None and not bad:
+                update(learner.average, learner.model, config.ema, iteration)
             done = iteration + 1
-            seconds = time.perf_counter() - begun
-            step = Progress(done, config.iterations, loss, terms, factor, seconds, waited / (waited + seconds))
-            if validate is not None and config.validation and _due(done, config.validation.every, config.iterations):
-                step.validation = validate(average or model, contract)
-                model.train()
-            log.write(step)
-            if on_progress is not None:
-                on_progress(step)
-            if not bad and (_due(done, config.save_every, config.iterations) or stop.asked):
-                save_state(
-                    out / STATE, iteration=done, model=model, average=average, optimizer=optimizer, facts=_facts(config)
-                )
-            if stop.asked:
+            seconds = time.perf_counter() - began
+            spent, lost = spent + seconds + waited, lost + waited
+            stopping = bool(team.total([stop.asked])[0])
+            if team.leads:
+                news = Progress(done, config.iterations, loss, terms, rate, seconds, waited / (waited + seconds))
+                if validate is not None and config.validation and _due(done, config.validation.every, config):
+                    news.validation = validate(learner.average or learner.model, contract)
+                    learner.model.train()
+                log.write(news)
+                if on_progress is not None:
+                    on_progress(news)
+                if not bad and (_due(done, config.save_every, config) or stopping):
+                    save_state(out / STATE, iteration=done, learner=learner, config=config)
+            if stopping:
                 break
-    trained = (average or model).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return Result(trained, contract, done, done < config.iterations, mix.skipped, mix.unpaired)
+        skipped = team.merged(mix.skipped)
+    return Result(
+        model=learner.trained(),
+        contract=contract,
+        iteration=done,
+        interrupted=done < config.iterations,
+        skipped=skipped,
+        unpaired=mix.unpaired,
+        auxiliary=dict(learner.auxiliary.cpu().items()),
+        begun=begun,
+        waiting=lost / spent if spent else 0.0,
+        leads=team.leads,
+        notices=mix.notices,
+    )
 
 
-def _step(
-    model: nn.Module,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    config: TrainConfig,
-    *,
-    kind: Kind,
-) -> tuple[float, dict[str, float]]:
-    """One forward, backward and update; a loss that is not finite updates nothing."""
-    reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-    with torch.autocast(batch.image.device.type, dtype=reduced or torch.bfloat16, enabled=reduced is not None):
-        said = outputs(model, batch.image)
-    seen = Seen(said.float(), kind, batch, torch.nn.ModuleDict(), model)
-    loss, terms = total_loss(config.objectives, seen)
-    terms |= seen.notes
-    value = float(loss.detach())
-    optimizer.zero_grad(set_to_none=True)
-    if not math.isfinite(value):
-        return value, terms
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    scaler.step(optimizer)
-    scaler.update()
-    return value, terms
+def _check_batch(config: TrainConfig, team: Team) -> None:
+    if config.batch < config.accumulate * team.size:
+        pieces = f"{config.accumulate} pieces" + (f" in each of {team.size} processes" if team.size > 1 else "")
+        raise ConfigError("batch too small", where=f"batch {config.batch}", why=f"it is to be cut into {pieces}")
 
 
 def _contract(config: TrainConfig, contract: Contract) -> Contract:
@@ -213,123 +196,23 @@ def _contract(config: TrainConfig, contract: Contract) -> Contract:
     return contract.model_copy(update=top)
 
 
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Encoder and rest at their own rates; no weight decay for biases and normalisation."""
-    encoder = {id(parameter) for parameter in _encoder_parameters(model)}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
-    described = [
-        {
-            "params": parameters,
-            "peak": config.learning_rate * (config.encoder_factor if inside else 1.0),
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for (inside, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(described, lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(described, lr=config.learning_rate, foreach=True)
+def _due(done: int, every: int, config: TrainConfig) -> bool:
+    return done % every == 0 or done == config.iterations
 
 
-def _encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
-    parts = [getattr(model, name, None) for name in ENCODERS]
-    return [parameter for part in parts if isinstance(part, torch.nn.Module) for parameter in part.parameters()]
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        mend = "use --device cpu, or install a CUDA build of torch on a machine with a GPU"
-        raise ConfigError("no such device here", where=wanted, why="torch finds no CUDA device", mend=mend)
-    if wanted != "auto":
-        return torch.device(wanted)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _facts(config: TrainConfig) -> dict[str, Any]:
-    """What must agree for a run to be the same run; its length may change."""
-    described = {"name", "half", "card", "licence", "training_data"}
-    free = {"iterations", "save_every", "threads", "device", "cache_mb", "validation", *described}
-    return {"config": {key: value for key, value in config.model_dump(mode="json").items() if key not in free}}
-
-
-def _resume(
-    out: Path, config: TrainConfig, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer
-) -> int:
-    path = out / STATE
-    if not path.is_file():
-        return 0
-    facts = load_state(path, model=model, average=average, optimizer=optimizer)
-    ours = _facts(config)["config"]
-    known = {key: value for key, value in facts["config"].items() if key in ours}
-    theirs = _facts(type(config).model_validate(known))["config"]  # what is new since then has its default
-    for key, value in theirs.items():
-        if ours[key] != value:
-            why = f"it was started with {key} = {value}, now {ours[key]}"
-            raise ConfigError("cannot continue the run", where=out, why=why, mend="choose another --out")
-    return int(facts["iteration"])
-
-
-def _due(done: int, every: int, iterations: int) -> bool:
-    return done % every == 0 or done == iterations
-
-
-def _timed(mix: Mix, start: int, stop: int) -> Iterator[tuple[int, Batch, float]]:
-    """(iteration, batch, seconds waited for it)."""
-    asked = time.perf_counter()
-    for iteration, batch in enumerate(ahead(mix, start, stop), start=start):
-        yield iteration, batch, time.perf_counter() - asked
+def _timed(mix: Mix, start: int, stop: int, team: Team) -> Iterator[tuple[int, Batch, float]]:
+    """(iteration, batch, seconds waited for it); where one process has no batch, all of them end."""
+    batches = ahead(mix, start, stop)
+    for iteration in range(start, stop):
         asked = time.perf_counter()
-
-
-class _Log:
-    """One CSV row per iteration; rows beyond the resumed state are dropped."""
-
-    COLUMNS = ("iteration", "loss", "rate", "seconds", "waiting", "terms", "validation")
-
-    def __init__(self, path: Path, done: int) -> None:
-        self.path = path
-        kept: list[list[str]] = []
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= done]
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([list(self.COLUMNS), *kept])
-
-    def write(self, step: Progress) -> None:
-        """Append one row."""
-
-        def joined(values: dict[str, float]) -> str:
-            return ";".join(f"{key}={value:.5g}" for key, value in values.items())
-
-        row = (step.iteration, f"{step.loss:.6g}", f"{step.rate:.5g}", f"{step.seconds:.3f}", f"{step.waiting:.3f}")
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([*row, joined(step.terms), joined(step.validation)])
-
-
-class _Stop:
-    """Ctrl-C or SIGTERM once: `asked` becomes True; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> _Stop:
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-            for name in self._before:
-                signal.signal(name, self._ask)
-        return self
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_: object) -> None:
-        if self._main:
-            for name, handler in self._before.items():
-                signal.signal(name, handler)
+        try:
+            batch = next(batches)
+        except Exception:
+            team.check(well=False)
+            raise
+        waited = time.perf_counter() - asked
+        team.check()
+        yield iteration, batch, waited
 
 
 @contextmanager

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline import __version__
-from leadline.checkpoint import save_checkpoint
+from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.data.dataset import Subset, open_dataset
 from leadline.errors import ConfigError
+from leadline.manifest import manifest_kind
 from leadline.models.registry import architecture, variants
 from leadline.training.fit import Start, evaluating, fit
+from leadline.training.paths import refuse_data_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from leadline.contract import Contract
     from leadline.training.config import TrainConfig
@@ -31,17 +33,22 @@ def run(config: TrainConfig, out: Path, on_progress: Callable[[Progress], None] 
         on_progress: called after each iteration.
 
     Returns:
-        How the run ended, and the checkpoint's folder. An interrupted run has a checkpoint too.
+        How the run ended, and the checkpoint's folder. An interrupted run has a checkpoint too; of several processes
+        one writes it.
 
     Raises:
         ConfigError: unknown model, or ImageNet weights for an architecture that has none.
+        OutputError: `out` is, or lies inside, a folder of data.
         See `fit` for the rest.
     """
     card = _card(config)
+    refuse_data_folder(config, out)
     start = starting_point(config)
     validate = _validator(config) if config.validation else None
     result = fit(config, start, out, validate=validate, on_progress=on_progress)
     folder = out / "checkpoint"
+    if not result.leads:
+        return result, folder
     step = {
         "step": "train",
         "leadline": __version__,
@@ -57,6 +64,7 @@ def run(config: TrainConfig, out: Path, on_progress: Callable[[Progress], None] 
         lineage=[*start.lineage, step],
         card=card,
         half=config.half,
+        auxiliary=result.auxiliary,
     )
     return result, folder
 
@@ -85,13 +93,22 @@ def starting_point(config: TrainConfig) -> Start:
         if loaded.architecture is None or loaded.config is None:
             why = "only the architectures of `leadline models` can be trained and saved"
             raise ConfigError("cannot train", where=config.model, why=why)
-        start = Start(loaded.model, loaded.contract, loaded.architecture, loaded.config, tuple(loaded.lineage))
+        beside = auxiliary_weights(config.model)
+        start = Start(loaded.model, loaded.contract, loaded.architecture, loaded.config, tuple(loaded.lineage), beside)
     if config.imagenet:
         load: Any = getattr(architecture(start.architecture), "load_imagenet", None)
         if load is None:
             raise ConfigError("no ImageNet weights", where=config.model, mend="set `imagenet: false`")
         load(start.model)
     return start
+
+
+def auxiliary_weights(reference: str) -> dict[str, dict[str, Tensor]]:
+    """Tensors, by name, of the modules that were trained beside the network; none where it is no checkpoint."""
+    from leadline.reference import zoo
+
+    folder = zoo().get(reference, Path(reference))
+    return load_checkpoint(folder).auxiliary() if manifest_kind(folder) == "checkpoint" else {}
 
 
 def _card(config: TrainConfig) -> str | None:

@@ -20,7 +20,7 @@ Objective = Annotated[L1 | BerHu | Silog | ScaleShiftInvariant | GradientMatchin
 
 
 def total_loss(
-    objectives: Sequence[Term], seen: Seen, shares: Sequence[float] | None = None
+    objectives: Sequence[Term], seen: Seen, shares: Sequence[float] | None = None, everyone: Seen | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted sum of all objectives over a batch, and each term by name (a repeated name is numbered).
 
@@ -28,14 +28,17 @@ def total_loss(
         objectives: the terms.
         seen: what they look at.
         shares: each objective's share of the joined batch that `seen` is a part of, 0 to 1; the whole where absent.
+        everyone: what the `joined` objectives look at instead, where several processes make the batch.
 
     Raises:
         KindError: an objective cannot use the network's or a target's kind.
     """
     total = seen.outputs.maps[0].sum() * 0.0  # keeps the graph where no sample has a valid pixel
     terms: dict[str, float] = {}
+    if everyone is not None:  # so that every process runs backward through all that it ran forward
+        total = sum((values.sum() * 0.0 for values in seen.outputs.maps), total)
     for number, objective in enumerate(objectives):
-        value = objective.term(seen)
+        value = objective.term(everyone if everyone is not None and objective.joined else seen)
         if shares is not None:
             value = value * shares[number]
         total = total + objective.weight * value

@@ -1,0 +1,99 @@
+"""Where a run's paths lead: those of a configuration file, and the one it may not write into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leadline.data.dataset import FORMATS
+from leadline.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from leadline.training.config import TrainConfig
+
+
+def located(config: TrainConfig, file: Path, given: Collection[str]) -> TrainConfig:
+    """The configuration with the relative paths of its file's data, labels and card made to lead somewhere.
+
+    Each counts from the current folder; where nothing is there, from the file's folder; else from the folder above it
+    (so that a file in `configs/` may name paths as they are seen from the project's folder).
+
+    Args:
+        config: as read.
+        file: the YAML file.
+        given: keys that flags set; their paths count from the current folder alone.
+
+    Raises:
+        ConfigError: a path leads nowhere; the message names all places that were tried.
+    """
+    above = file.absolute().parent
+    bases = (Path(), above, above.parent)
+    changes: dict[str, Any] = {}
+    if "sources" not in given:
+        changes["sources"] = [
+            source.model_copy(
+                update={
+                    "data": _reference(source.data, bases),
+                    "labels": None if source.labels is None else _path(source.labels, bases),
+                }
+            )
+            for source in config.sources
+        ]
+    if config.validation is not None and "validation" not in given:
+        found = _reference(config.validation.data, bases)
+        changes["validation"] = config.validation.model_copy(update={"data": found})
+    if config.card is not None and "card" not in given:
+        changes["card"] = Path(_path(str(config.card), bases))
+    return config.model_copy(update=changes)
+
+
+def refuse_data_folder(config: TrainConfig, out: Path) -> None:
+    """Refuse to write a run into the data that it reads.
+
+    Raises:
+        OutputError: `out` is one of the run's data folders, or lies inside one.
+    """
+    references = [source.data for source in config.sources]
+    references += [source.labels for source in config.sources if source.labels is not None]
+    references += [config.validation.data] if config.validation is not None else []
+    place = out.resolve()
+    for reference in references:
+        for text in _parts(reference)[1]:
+            folder = Path(text).resolve()
+            if folder.exists() and place.is_relative_to(folder):
+                why = f"it {'is' if place == folder else 'lies inside'} the data {reference}"
+                raise OutputError("will not write a run into", where=out, why=why, mend="choose another --out")
+
+
+def _parts(reference: str) -> tuple[str, list[str], str]:
+    """What stands before, the paths, and what stands after: `pseudo:`, [A, B], `?key=value`."""
+    name, colon, rest = reference.partition(":")
+    before, rest = (name + colon, rest) if colon and name in FORMATS else ("", reference)
+    if reference == "rendered" or before == "rendered:":
+        return reference, [], ""
+    path, mark, options = rest.partition("?")
+    if Path(rest).exists():
+        path, mark, options = rest, "", ""
+    paths = path.split(",") if before == "pseudo:" else [path]
+    return before, paths, mark + options
+
+
+def _reference(text: str, bases: tuple[Path, ...]) -> str:
+    before, paths, after = _parts(text)
+    if not before and ":" in text:  # a format that is unknown: opening it says so
+        return text
+    return before + ",".join(_path(path, bases) for path in paths) + after
+
+
+def _path(text: str, bases: tuple[Path, ...]) -> str:
+    path = Path(text)
+    if path.is_absolute() or path.exists():
+        return text
+    tried = [(base / path).absolute() for base in bases]
+    for place in tried:
+        if place.exists():
+            return str(place)
+    why = f"neither {' nor '.join(str(place) for place in dict.fromkeys(tried))} exists"
+    raise ConfigError("a path of the configuration leads nowhere", where=text, why=why)
