@@ -59,6 +59,39 @@ def test_bad_items_are_counted_and_the_rest_go_on(tmp_path: Path) -> None:
     assert [problem["item"] for problem in report["problems"] if not problem["fatal"]] == ["003"]
 
 
+def test_infinite_and_negative_depth_are_findings_and_nan_is_not(tmp_path: Path) -> None:
+    tiny.describe(tmp_path, depth_scale=1)
+    (tmp_path / "depth").mkdir()
+    rows = {
+        "a": [[1, 2, np.nan, 0], [3, 1, 2, 2]],
+        "b": [[1, np.inf, -np.inf, 2], [3, 1, 2, 2]],
+        "c": [[1, np.inf, -1, 2], [3, 1, -2, -3]],
+    }
+    for name, values in rows.items():
+        tiny.picture(tmp_path / "images" / f"{name}.png", 2, 4)
+        np.save(tmp_path / "depth" / f"{name}.npy", np.array(values, np.float32))
+    status, report = checked(str(tmp_path))
+    assert status == 1
+    assert report["read"] == 3
+    assert report["depth"]["infinite"] == pytest.approx(3 / 24)
+    assert report["depth"]["negative"] == pytest.approx(3 / 24)
+    found = {problem["item"]: problem["what"] for problem in report["problems"]}
+    assert found == {
+        "b": "infinite depth: 12.50% of all pixels, in 2 of 3 samples, this the first",
+        "c": "negative depth: 12.50% of all pixels, in 1 of 3 samples, this the first",
+    }
+    assert not any(problem["fatal"] for problem in report["problems"])
+
+
+def test_relative_disparity_may_be_negative(tmp_path: Path) -> None:
+    tiny.describe(tmp_path, kind="relative_disparity", unit="none", depth_scale=1, max_depth=None)
+    tiny.picture(tmp_path / "images" / "a.png", 2, 2)
+    (tmp_path / "depth").mkdir()
+    np.save(tmp_path / "depth" / "a.npy", np.array([[-1, 0], [1, 2]], np.float32))
+    status, report = checked(str(tmp_path))
+    assert (status, report["depth"]["negative"]) == (0, 0)
+
+
 def test_a_wrong_unit_is_found_and_the_scale_proposed(tmp_path: Path) -> None:
     status, report = checked(str(tiny.folder(tmp_path, depth_scale=1)))
     assert status == 1

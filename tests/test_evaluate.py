@@ -269,5 +269,22 @@ def test_csv_has_a_line_per_picture_with_its_protocol(tmp_path):
     assert rows[1]["delta1"] == ""
 
 
+def test_a_protocol_of_other_data_is_noted_and_still_counts():
+    rooms = Scenes(2)  # 48 x 64, trusted to 20 m
+    found = evaluate(Answers(true_depth), rooms, "kitti-eigen")
+    assert found.summary()["delta1"].value == 1.0
+    assert found.notes == [
+        "kitti-eigen was made for other data: its cap is 80 m, the data set's largest depth 20 m; "
+        "its crop is for pictures of 375x1242, these have 48x64"
+    ]
+    assert evaluate(Answers(true_depth), rooms, "nyu-eigen").notes == []
+    rooms.max_depth = 80.0
+    assert evaluate(Answers(true_depth), rooms, "nyu-eigen").notes == [
+        "nyu-eigen was made for other data: its cap of 10 m leaves out what lies beyond, up to 80 m"
+    ]
+    for protocol in ("plain", "zero-shot-disparity"):  # their cap is the data set's own
+        assert evaluate(Answers(true_depth), rooms, protocol).notes == []
+
+
 def test_protocol_object_is_taken_as_it_is():
     assert evaluate(Answers(true_depth), Scenes(1), get_protocol("ddad")).protocol.cap == 200.0

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from leadline.cli import app
 from leadline.errors import ConfigError, ContractError, LeadlineError
 from leadline.evaluation.isolation import EngineError, IsolatedSession, Job
-from leadline.evaluation.latency import InProcess, alternate, compare, ratio, summarise
+from leadline.evaluation.latency import InProcess, Timing, alternate, compare, ratio, summarise
 from leadline.evaluation.machine import this_machine
 from leadline.runtimes.base import SessionOptions, runtime
 from tiny_models import exported, picture
@@ -104,6 +104,7 @@ class TestIsolation:
         assert "no answer within 2 s" in by_name["hang"].failure
         assert "exit status 3 (the engine has had enough)" in by_name["exit"].failure
         assert by_name["refuse"].failure == "wrong input size '7x7'"
+        assert (by_name["crash"].failure_status, by_name["refuse"].failure_status) == (1, 2)
         assert by_name["slow"].ratio is not None
         assert by_name["slow"].ratio.value == 2.0
         assert by_name["fast"].ratio is not None
@@ -214,7 +215,26 @@ class TestCommand:
     def test_nothing_measurable_is_status_2(self, tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["benchmark", str(tmp_path / "none")])
         assert result.exit_code == 2
-        assert "skipped: no model" in " ".join(result.stdout.split())
+        assert result.stdout == ""
+        [line] = result.stderr.splitlines()
+        assert line.startswith("error: no model")
+
+    def test_none_of_several_measurable_is_an_error_behind_the_rows(self, tmp_path: Path) -> None:
+        runner = CliRunner(env={"COLUMNS": "300"})
+        result = runner.invoke(app, ["benchmark", str(tmp_path / "none"), str(tmp_path / "nowhere")])
+        assert result.exit_code == 2
+        assert result.stdout.count("skipped: no model") == 2
+        assert len(result.stdout.splitlines()) == 3  # the machine, and one line for each
+        [line] = result.stderr.splitlines()
+        assert line.startswith("error: none of the 2 models could be measured; the first: no model")
+
+    def test_an_engine_that_fails_is_status_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        timings = [Timing("a", failure="the engine's process ended", failure_status=1)]
+        monkeypatch.setattr("leadline.evaluation.latency.compare", lambda *_, **__: timings)
+        result = CliRunner().invoke(app, ["benchmark", "a", "--json"])
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["rows"][0]["failure_status"] == 1
+        assert result.stderr == "error: the engine's process ended\n"
 
 
 def test_errors_of_the_process_are_leadline_errors() -> None:

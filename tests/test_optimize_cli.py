@@ -12,6 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+import tiny_datasets as tiny
+from leadline.cli import app
 
 DATA = "rendered:room,count=3,height=72,width=96"
 COMMAND = [sys.executable, "-m", "leadline", "optimize", "random:fastdepth-pruned", "--data", DATA]
@@ -99,6 +103,44 @@ def test_killed_in_the_middle_it_keeps_what_was_finished(tmp_path: Path) -> None
     rows = answer["rows"]
     assert isinstance(rows, list)
     assert len(rows) == finished(out) == 2
+
+
+def test_interrupted_it_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    command = [*COMMAND, "--out", str(out), "--precision", "fp32", "--precision", "fp16"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    seen = process.stderr.readline()  # torch has no fp16: its row is finished at once, while others are exported
+    assert seen == "[1/4] torch fp16 64x96: skipped\n"
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    [said] = [line for line in rest.splitlines() if not line.startswith("[")]
+    assert said == (f"interrupted: 1 of 4 candidates are finished and kept in {out}; the same command continues there")
+    assert finished(out) == 1
+    assert not list(out.glob("bundles/*tmp*"))
+
+
+def test_pictures_without_ground_truth_are_compared_with_the_uncompressed_model(tmp_path: Path) -> None:
+    pictures = tiny.pictures(tmp_path / "pictures")
+    command = ["random:fastdepth-pruned", "--data", str(pictures), "--size", "64,96", "--runs", "6"]
+    command += ["--runtime", "onnxruntime", "--precision", "fp32", "--out", str(tmp_path / "study")]
+    done = CliRunner(env={"COLUMNS": "150"}).invoke(app, ["optimize", *command])
+    assert done.exit_code == 0, done.output
+    for part in (
+        "The pictures have no ground truth: accuracy here is protocol fidelity",
+        "x faster: than the first row, timed in turn",
+        "pictures only (fidelity)",
+        "Caution: 3 pictures only",
+    ):
+        assert part in done.stdout
+    report = (tmp_path / "study" / "report.html").read_text()
+    assert "The pictures have no ground truth" in report
+    assert "Caution: 3 pictures only" in report
+    [bundle] = (tmp_path / "study" / "bundles").glob("onnxruntime-fp32-*")
+    rows = json.loads(CliRunner().invoke(app, ["benchmark", str(bundle), "--runs", "2", "--json"]).stdout)["rows"]
+    assert rows[0]["parameters"] == 1_360_786  # SPEC.md 1.2; the exported file itself no longer tells
+    assert rows[0]["macs"] > 1e6
 
 
 def finished(out: Path) -> int:

@@ -7,15 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny_datasets as tiny
 from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
-from leadline.errors import ConfigError, DataError
+from leadline.errors import ConfigError, DataError, KindError, OutputError
+from leadline.studies.ground_truth import choose_protocol
 from leadline.studies.isolated import JobError, run_isolated
 from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
+from leadline.studies.optimize import optimize
 from leadline.studies.pareto import pareto_front
 from leadline.studies.recommend import Limits, recommend
 from leadline.studies.store import Store
@@ -143,6 +147,100 @@ def test_cells_start_with_the_reference_and_know_their_words() -> None:
     assert len(plan) == len(set(plan)) == 4
     with pytest.raises(ConfigError, match="fp33"):
         cells(Study("m", precisions=("fp33",)), contract)
+
+
+def test_a_precision_that_a_runtime_lacks_is_a_cell_of_its_own() -> None:
+    contract = Contract(name="m", input=InputSpec(height=64, width=96), output=OutputSpec(kind=Kind.METRIC_DEPTH))
+    study = Study("m", runtimes=("onnxruntime", "onnxruntime"), precisions=("bf16", "fp32"))
+    assert [(cell.runtime, cell.precision) for cell in cells(study, contract)] == [
+        ("torch", "fp32"),
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "bf16"),  # no such arithmetic there: a skipped row, not silence
+    ]
+
+
+def scattered(one: Measurement, *, n: int = 50, iqr: float = 0.1) -> Measurement:
+    """The same row from `n` pictures, with quartiles `iqr` ms apart."""
+    assert one.accuracy
+    assert one.latency
+    metrics, change = (
+        {name: figure.model_copy(update={"n": n}) for name, figure in figures.items()}
+        for figures in (one.accuracy.metrics, one.accuracy.change)
+    )
+    accuracy = one.accuracy.model_copy(update={"metrics": metrics, "change": change})
+    return one.model_copy(
+        update={"accuracy": accuracy, "latency": one.latency.model_copy(update={"iqr": iqr}), "key": f"{one.key} {n}"}
+    )
+
+
+def test_a_verdict_of_few_pictures_says_so() -> None:
+    few = recommend([REFERENCE, scattered(FAST, n=4)], REFERENCE, Limits(max_drop=0.01))
+    assert "on 4 pictures only (plain/none)" in few.sentence
+    assert few.caution == "Caution: 4 pictures only, 30 or more make a verdict."
+    assert "on 1 picture only" in recommend([scattered(REFERENCE, n=1)], REFERENCE, Limits()).sentence
+    enough = recommend([REFERENCE, scattered(FAST, n=30)], REFERENCE, Limits(max_drop=0.01))
+    assert "on 30 pictures (plain/none)" in enough.sentence
+    assert enough.caution == ""
+
+
+def test_times_that_scatter_and_wide_intervals_are_cautioned_against() -> None:
+    # 0.75 ms is 15 % of 5 ms; the interval of FAST's change is 0.008 wide
+    assert recommend([REFERENCE, scattered(FAST, iqr=0.74)], REFERENCE, Limits()).caution == ""
+    said = recommend([REFERENCE, scattered(FAST, iqr=1.0)], REFERENCE, Limits()).caution
+    assert said.startswith("Caution: times of openvino int8-static 64x96 scatter (IQR 20% of the median)")
+    slow = scattered(REFERENCE, iqr=10.0)
+    assert (
+        "times of torch fp32 64x96 scatter (IQR 25% of the median)" in recommend([slow, FAST], slow, Limits()).caution
+    )
+    better = FAST.model_copy(update={"key": "up", "accuracy": row("x", ms=5, change=0.0).accuracy})
+    said = recommend([REFERENCE, better], REFERENCE, Limits(max_drop=0.003)).caution
+    assert said == "Caution: the interval of the change is 0.008 wide, the allowed drop 0.003."
+
+
+def test_without_limits_kept_the_nearest_is_cautioned_about() -> None:
+    advice = recommend([scattered(REFERENCE, n=3)], REFERENCE, Limits(max_ms=1))
+    assert advice.row is None
+    assert "3 pictures only" in advice.caution
+
+
+class TestProtocolOfTheData:
+    def test_metric_depth_is_scored_plainly_or_as_asked(self, tmp_path: Path) -> None:
+        data = str(tiny.folder(tmp_path))
+        assert choose_protocol(data, None, None) == ("plain", "")
+        assert choose_protocol(data, None, "nyu-eigen/median") == ("nyu-eigen/median", "")
+        assert choose_protocol(data, None, "fidelity") == ("fidelity", "")
+
+    def test_pictures_alone_take_fidelity_with_a_notice(self, tmp_path: Path) -> None:
+        name, notice = choose_protocol(str(tiny.pictures(tmp_path)), None, None)
+        assert name == "fidelity"
+        assert notice.startswith("The pictures have no ground truth: accuracy here is protocol fidelity")
+
+    def test_a_protocol_that_needs_what_is_not_there_is_refused(self, tmp_path: Path) -> None:
+        data = str(tiny.pictures(tmp_path))
+        with pytest.raises(DataError, match=r"plain cannot be used.*no ground truth.*--protocol fidelity"):
+            choose_protocol(data, None, "plain")
+        with pytest.raises(ConfigError, match="nyu-eigen"):
+            choose_protocol(data, None, "nyu-eigne")
+
+    def test_relative_ground_truth_is_no_ground_truth(self, tmp_path: Path) -> None:
+        tiny.describe(tmp_path, kind="relative_disparity", unit="none", depth_scale=255, max_depth=None)
+        tiny.picture(tmp_path / "images" / "a.png", 2, 2)
+        tiny.png16(tmp_path / "depth" / "a.png", np.array([[0, 255], [51, 102]]))
+        name, notice = choose_protocol(str(tmp_path), None, None)
+        assert (name, "relative_disparity, not metric" in notice) == ("fidelity", True)
+        with pytest.raises(KindError, match="nyu-eigen"):
+            choose_protocol(str(tmp_path), None, "nyu-eigen")
+
+
+@pytest.mark.parametrize("what", ["data", "calibration", "model"])
+def test_a_study_does_not_write_among_what_it_reads(tmp_path: Path, what: str) -> None:
+    source = tiny.folder(tmp_path / "source")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = {"model": "random:fastdepth-pruned", "data": "rendered:room"} | {what: str(source)}
+    for out in (source, source / "runs" / "study", tmp_path / "elsewhere" / ".." / "source"):
+        with pytest.raises(OutputError, match=f"refused to write into.*the {what} folder, or inside it"):
+            optimize(out=out, **arguments)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_open_input_is_tried_at_a_smaller_size_too() -> None:

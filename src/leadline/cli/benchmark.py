@@ -18,14 +18,16 @@ from leadline.cli.options import Json, References, Size, Threads, parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from leadline.errors import LeadlineError
     from leadline.evaluation.latency import Timing
 
 HELP = """Measure latency, memory and size of models; the first is what the others are compared with.
 
 Each model runs in a process of its own, so that an engine that crashes costs one row. Each is timed in turn with the
 first (A B, B A, ...), after a warm-up, with its threads pinned. Milliseconds are those of one picture in the engine
-alone; preparing a 480 x 640 picture and restoring the map are timed apart. `ratio` is the median over the rounds with
-its quartiles; below 1 is faster. A row that cannot be measured says why, and the exit status is then 1."""
+alone; preparing a 480 x 640 picture and restoring the map are timed apart. `ratio to A` is the median over the rounds
+in which both took turns, with its quartiles; below 1 is faster. The milliseconds of A come from rounds of its own, so
+that ms / ms may give another figure. A row that cannot be measured says why, and the exit status is then 1."""
 
 EXAMPLES = (
     "leadline benchmark leadline-s-indoor",
@@ -71,15 +73,30 @@ def command(
             first, others, runs=runs, warmup=warmup, rounds=rounds, timeout=timeout, on_done=lambda timing: on_done()
         )
     rows = [_row(timing) for timing in timings]
+    failed = [timing for timing in timings if timing.failure]
+    if len(failed) == len(references) == 1 and not json:
+        raise _refused(failed)
     machine = this_machine()
     if json:
         values = {"machine": machine.as_dict(), "rows": [_as_dict(row) for row in rows]}
         typer.echo(json_module.dumps(values, indent=2, allow_nan=False))
     else:
         _print(rows, str(machine), threads)
-    failed = sum(bool(row.timing.failure) for row in rows)
+    if len(failed) == len(references):
+        raise _refused(failed)
     if failed:
-        raise typer.Exit(2 if failed == len(rows) else 1)
+        raise typer.Exit(1)
+
+
+def _refused(failed: list[Timing]) -> LeadlineError:
+    """The error of a command that measured nothing: the user's to mend, unless an engine failed."""
+    from leadline.errors import LeadlineError
+
+    first = failed[0].failure
+    text = first if len(failed) == 1 else f"none of the {len(failed)} models could be measured; the first: {first}"
+    error = LeadlineError(text)
+    error.exit_status = 2 if all(timing.failure_status == 2 for timing in failed) else 1
+    return error
 
 
 def _row(timing: Timing) -> Row:
@@ -144,20 +161,23 @@ def _print(rows: list[Row], machine: str, threads: int) -> None:
             table.add_column(title, justify="right", no_wrap=True)
     for letter, row in zip(_letters(), rows, strict=False):
         if row.timing.failure:
-            console.print(f"{letter}: {row.timing.ref}: skipped: {row.timing.failure}")
+            console.print(f"{letter}: {row.timing.ref}: skipped: {row.timing.failure}", soft_wrap=True)
             continue
         height, width = row.timing.size
         how = f"{row.timing.engine} {row.timing.precision_ran}, input {height}x{width}"
-        console.print(f"{letter}: {row.timing.ref}: {how}")
+        console.print(f"{letter}: {row.timing.ref}: {how}", soft_wrap=True)
         for note in row.timing.notes:
-            console.print(f"   {note}")
+            console.print(f"   {note}", soft_wrap=True)
         speed.add_row(letter, *_speed(row))
         size.add_row(letter, *_size(row))
     if speed.row_count:
         console.print(speed)
         console.print(size)
+    if speed.row_count > 1:
+        console.print(FOOT, soft_wrap=True)
 
 
+FOOT = "ratio to A: both in turn, in the same rounds; the ms of A are from rounds of its own, so ms / ms may differ"
 SPEED = ("ms", "IQR", "p95", "p99", "pre", "post", "FPS", "ratio to A", "quartiles")
 SIZE = ("peak MiB", "of it model", "file MB", "G MACs", "M parameters", "load ms")
 

@@ -103,6 +103,8 @@ def _as_json(dataset: Dataset, reference: str, split: str | None, report: Report
             "max": report.high,
             "measured": report.measured,
             "beyond_max_depth": report.beyond,
+            "infinite": report.infinite,
+            "negative": report.negative,
         },
         "problems": [
             {"item": problem.item, "what": problem.what, "mend": problem.mend, "fatal": problem.fatal}

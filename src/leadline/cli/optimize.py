@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from leadline.cli import INTERRUPTED
 from leadline.cli.options import Json, Reference, Threads, parse_size
 
 if TYPE_CHECKING:
@@ -26,13 +27,27 @@ EXAMPLES = (
     "leadline optimize random:fastdepth --data rendered:room --limit 8 --max-ms 20 --max-mb 5 --out runs/limits",
 )
 
+FOOT = (
+    "x faster: than the first row, timed in turn with each candidate so that a busy machine slows both; "
+    "the ms column divided by itself may say something else."
+)
+
 
 def command(
     reference: Reference,
     *,
     data: Annotated[str, typer.Option("--data", "-d", metavar="D", help="Data set: rendered, a path, FORMAT:PATH.")],
     split: Annotated[Optional[str], typer.Option("--split", help="Part of the data set.")] = None,
-    protocol: Annotated[str, typer.Option("--protocol", "-p", metavar="P", help="How accuracy is counted.")] = "plain",
+    protocol: Annotated[
+        Optional[str],
+        typer.Option(
+            "--protocol",
+            "-p",
+            metavar="P",
+            help="How accuracy is counted. Default: plain, or fidelity (agreement with the uncompressed model) where "
+            "the data has no ground truth.",
+        ),
+    ] = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, metavar="N", help="At most N pictures.")] = None,
     runtimes: Annotated[Optional[list[str]], typer.Option("--runtime", help="Engine; repeat. Default: all.")] = None,
     precisions: Annotated[Optional[list[str]], typer.Option("--precision", help="Repeat. Default: all.")] = None,
@@ -55,23 +70,28 @@ def command(
     from leadline.studies.recommend import Limits
 
     parsed = tuple(size for size in map(parse_size, sizes or ()) if size is not None)
-    with _Display(quiet=as_json) as display:
-        found = optimize(
-            reference,
-            data,
-            out=out,
-            limits=Limits(max_drop, max_ms, max_mb),
-            on_cell=display.cell,
-            split=split,
-            protocol=protocol,
-            limit=limit,
-            runtimes=tuple(runtimes or ()),
-            precisions=tuple(precisions or ()),
-            sizes=parsed,
-            threads=threads,
-            runs=runs,
-            calibration=calibration,
-        )
+    display = _Display(quiet=as_json)
+    try:
+        with display:
+            found = optimize(
+                reference,
+                data,
+                out=out,
+                limits=Limits(max_drop, max_ms, max_mb),
+                on_cell=display.cell,
+                split=split,
+                protocol=protocol,
+                limit=limit,
+                runtimes=tuple(runtimes or ()),
+                precisions=tuple(precisions or ()),
+                sizes=parsed,
+                threads=threads,
+                runs=runs,
+                calibration=calibration,
+            )
+    except KeyboardInterrupt:
+        typer.echo(_interrupted(display, out), err=True)
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print(json.dumps(_facts(found), indent=2))
     else:
@@ -80,10 +100,19 @@ def command(
         raise typer.Exit(1)
 
 
+def _interrupted(display: _Display, out: Path) -> str:
+    if not display.total:
+        return f"interrupted: no candidate is finished yet; the same command starts again in {out}"
+    finished = f"{display.done} of {display.total} candidates are finished"
+    return f"interrupted: {finished} and kept in {out}; the same command continues there"
+
+
 def _facts(found: Optimized) -> dict[str, Any]:
     return {
         "recommended": str(found.bundle) if found.bundle else None,
         "reason": found.advice.sentence,
+        "caution": found.advice.caution,
+        "notices": list(found.outcome.notices),
         "report": str(found.report),
         "rows": [row.model_dump(mode="json") for row in found.outcome.rows],
     }
@@ -92,14 +121,23 @@ def _facts(found: Optimized) -> dict[str, Any]:
 def _print(found: Optimized) -> None:
     from rich.console import Console
 
+    from leadline.studies.report.candidates import shared_notes
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)  # a file or a pipe has no width to keep to
+    for notice in found.outcome.notices:
+        console.print(notice, highlight=False, soft_wrap=True, markup=False)
     console.print(_table(found))
+    console.print(FOOT, highlight=False, soft_wrap=True, markup=False)
+    for note in shared_notes(found.outcome.rows):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     for row in found.outcome.rows:
         if row.status != "measured":
             console.print(f"{row.status.value} {row.name}: {row.reason}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"\n{found.advice.sentence}", style="bold", highlight=False, soft_wrap=True, markup=False)
+    if found.advice.caution:
+        console.print(found.advice.caution, style="yellow", highlight=False, soft_wrap=True, markup=False)
     if found.bundle is not None:
         console.print(f"Bundle: {found.bundle}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"Report: {found.report}", highlight=False, soft_wrap=True, markup=False)
@@ -157,6 +195,7 @@ class _Display:
         self.console = Console(stderr=True)
         self.quiet = quiet
         self.bar: Any = None
+        self.done = self.total = 0
 
     def __enter__(self) -> _Display:
         if not self.quiet and self.console.is_terminal:
@@ -175,6 +214,7 @@ class _Display:
 
     def cell(self, done: int, total: int, cell: Cell, what: str) -> None:
         """Show what is done with which cell."""
+        self.done, self.total = done, total
         if self.quiet:
             return
         label = f"{cell.runtime} {cell.precision} {cell.size[0]}x{cell.size[1]}: {what}"

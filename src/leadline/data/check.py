@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leadline.data.dataset import Dataset, Problem, Sample
-from leadline.data.units import check_intrinsics
+from leadline.data.units import Impossible, check_intrinsics, watched
 from leadline.errors import LeadlineError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Report:
         median: median over the samples' medians.
         measured: mean share of pixels with a measurement, 0..1.
         beyond: mean share of the measured pixels above the data set's `max_depth`, 0..1.
+        infinite: share of all depth pixels whose stored value is infinite, 0..1; they count as not measured.
+        negative: likewise of those below zero, where the kind has none.
         problems: everything that is wrong, layout first.
     """
 
@@ -44,6 +46,8 @@ class Report:
     median: float | None = None
     measured: float | None = None
     beyond: float | None = None
+    infinite: float = 0.0
+    negative: float = 0.0
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -61,10 +65,13 @@ def check(dataset: Dataset, limit: int | None = None, on_progress: Callable[[int
         Problem(name, f"the name stands for {n} samples") for name, n in Counter(names).items() if n > 1
     ]
     statistics: list[tuple[float, ...]] = []
+    impossible: dict[str, Impossible] = {}
     total = len(names) if limit is None else min(limit, len(names))
     for index in range(total):
         try:
-            sample = dataset[index]
+            with watched() as seen:
+                sample = dataset[index]
+            impossible[names[index]] = seen
             _check_agreement(sample, dataset)
         except LeadlineError as error:
             report.problems.append(Problem(names[index], str(error), error.mend))
@@ -77,7 +84,26 @@ def check(dataset: Dataset, limit: int | None = None, on_progress: Callable[[int
         report.low, report.high, report.median = float(low.min()), float(high.max()), float(np.median(median))
         report.beyond = float(beyond.mean())
         report.measured = float(measured.sum() / report.with_depth)
+    pixels = sum(seen.pixels for seen in impossible.values())
+    report.infinite = _impossible(
+        report, "infinite", {name: seen.infinite for name, seen in impossible.items()}, pixels
+    )
+    report.negative = _impossible(
+        report, "negative", {name: seen.negative for name, seen in impossible.items()}, pixels
+    )
     return report
+
+
+def _impossible(report: Report, what: str, counts: dict[str, int], pixels: int) -> float:
+    """The share of such pixels; where there are any, a problem that names the first item."""
+    concerned = [name for name, count in counts.items() if count]
+    if not concerned:
+        return 0.0
+    share = sum(counts.values()) / pixels
+    extent = f"{what} depth: {share:.2%} of all pixels, in {len(concerned)} of {len(counts)} samples, this the first"
+    mend = "they count as not measured; where that is meant, store 0 there, else check how the depth was written"
+    report.problems.append(Problem(concerned[0], extent, mend, fatal=False))
+    return share
 
 
 def _check_agreement(sample: Sample, dataset: Dataset) -> None:

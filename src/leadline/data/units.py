@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,11 +13,36 @@ from leadline.depth import Depth, Intrinsics, Kind
 from leadline.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 COMMON_SCALES = (1.0, 1000.0, 256.0, 100.0, 5000.0, 4000.0, 10.0)  # stored value per metre, in order of preference
 FARTHEST = 1000.0  # metres: no sensor behind a depth data set sees farther
 NEAREST = 0.05  # metres: no camera of such a data set has its whole view nearer
+
+
+@dataclass
+class Impossible:
+    """Stored values that no measurement can be, counted in pixels while `watched` is open."""
+
+    infinite: int = 0
+    negative: int = 0
+    pixels: int = 0
+
+
+_watch: ContextVar[Impossible | None] = ContextVar("_watch", default=None)
+
+
+@contextmanager
+def watched() -> Iterator[Impossible]:
+    """Count what `clean` takes out of the maps that are read in this block."""
+    found = Impossible()
+    token = _watch.set(found)
+    try:
+        yield found
+    finally:
+        _watch.reset(token)
 
 
 def clean(values: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
@@ -24,6 +52,10 @@ def clean(values: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
         values: float32, H x W.
         kind: what the values mean.
     """
+    if (seen := _watch.get()) is not None:
+        seen.pixels += values.size
+        seen.infinite += int(np.isinf(values).sum())
+        seen.negative += 0 if kind is Kind.RELATIVE_DISPARITY else int((np.isfinite(values) & (values < 0)).sum())
     if kind is Kind.RELATIVE_DISPARITY:
         return np.where(np.isfinite(values), values, np.float32(np.nan))
     return np.where(np.isfinite(values) & (values > 0), values, np.float32(0))

@@ -83,7 +83,8 @@ def evaluate(
 
         dataset = open_dataset(dataset, split)
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-    protocol = protocol.for_data(dataset.max_depth)
+    pinned = protocol
+    protocol = pinned.for_data(dataset.max_depth)
     with ExitStack() as models:
         predictor = _opened(predictor, threads, size, models)
         reference = None if reference is None else _opened(reference, threads, size, models)
@@ -93,16 +94,21 @@ def evaluate(
         total = len(dataset) if limit is None else min(limit, len(dataset))
         titles = dataset.names()
         rows: list[Row] = []
+        sizes: Counter[tuple[int, int]] = Counter()
         for done in range(total):
             i = done * len(dataset) // total
-            row = _row(predictor, dataset, i, titles[i], protocol, reference=reference, focal=focal_correction)
+            row = _row(
+                predictor, dataset, i, titles[i], protocol, reference=reference, focal=focal_correction, sizes=sizes
+            )
             rows.append(row)
             if on_progress is not None:
                 on_progress(done + 1, total)
     if protocol.truth == "data" and all(row["reason"] == _NO_DEPTH for row in rows):
         mend = "compare with the uncompressed model: --protocol fidelity --against REF"
         raise DataError("no ground truth in the data set", where=dataset.name, mend=mend)
-    return Evaluation(name, kind, dataset.name, protocol, rows, _notes(dataset, total, focal_correction))
+    notes = pinned.misfits(dataset.max_depth, sizes.most_common(1)[0][0] if sizes else None)
+    notes += _notes(dataset, total, focal_correction)
+    return Evaluation(name, kind, dataset.name, protocol, rows, notes)
 
 
 def _row(
@@ -114,9 +120,11 @@ def _row(
     *,
     reference: Predicts | None,
     focal: bool,
+    sizes: Counter[tuple[int, int]],
 ) -> Row:
     try:
         sample = protocol.prepare(dataset[index])
+        sizes[sample.image.shape[0], sample.image.shape[1]] += 1
         truth = sample.depth if reference is None else _predicted(reference, sample, focal)
         if truth is None:
             return {"name": title, "status": UNMEASURED, "reason": _NO_DEPTH}

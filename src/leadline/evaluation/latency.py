@@ -84,6 +84,7 @@ class Timing:
         size: (height, width) of the input.
         notes: of the session.
         failure: one line.
+        failure_status: exit status of the error behind it: 2 where the user can mend it, 1 where an engine failed.
     """
 
     ref: str
@@ -97,6 +98,7 @@ class Timing:
     size: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
     failure: str = ""
+    failure_status: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -150,7 +152,7 @@ def compare(
             base = stack.enter_context(plan.opened(reference))
             first, _ = plan.timed(base, None)
         except LeadlineError as error:
-            first, base = Timing(reference.ref, failure=str(error)), None
+            first, base = _failed(reference, error), None
         timings.append(_told(first, on_done))
         for job in candidates:
             timing, base = _candidate(plan, job, base)
@@ -279,8 +281,12 @@ def _candidate(plan: _Plan, job: Job, base: IsolatedSession | None) -> tuple[Tim
         with plan.opened(job) as session:
             timing, fault = plan.timed(session, base)
     except LeadlineError as error:
-        return Timing(job.ref, failure=str(error)), base
+        return _failed(job, error), base
     return timing, base if fault is None else None
+
+
+def _failed(job: Job, error: LeadlineError) -> Timing:
+    return Timing(job.ref, failure=str(error), failure_status=error.exit_status)
 
 
 def _shares(runs: int, rounds: int) -> list[int]:

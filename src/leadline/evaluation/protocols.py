@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FALLBACK_CAP = 80.0  # metres, where neither protocol nor data set names a cap
+FOREIGN_CAP, FOREIGN_SHAPE = 2.0, 1.2  # factors of cap and of width over height from which data is another kind
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Protocol:
         max_depth: metres; ground truth at or above it does not count. None takes the data set's.
         capped: False: no cap and no clamping of the prediction at all.
         crop: the part of the picture that counts.
+        pictures: (height, width) of the pictures that the crop was made for.
         preparation: what is done to picture and depth before the model sees them.
         mask: `truth`: pixels with ground truth; `either`: pixels with ground truth or a positive prediction.
         averaging: figures per picture and then their mean, or over all pixels of all pictures.
@@ -66,6 +68,7 @@ class Protocol:
     max_depth: float | None = None
     capped: bool = True
     crop: Crop | None = None
+    pictures: tuple[int, int] | None = None
     preparation: Literal["none", "fastdepth-224"] = "none"
     mask: Literal["truth", "either"] = "truth"
     averaging: Literal["per-image", "pooled"] = "per-image"
@@ -126,6 +129,26 @@ class Protocol:
             return self
         return replace(self, max_depth=max_depth if max_depth is not None else FALLBACK_CAP)
 
+    def misfits(self, max_depth: float | None, size: tuple[int, int] | None) -> list[str]:
+        """What of the protocol was made for other data, in words; the figures are still counted by it.
+
+        Args:
+            max_depth: the largest depth that the data set trusts, metres; None where it does not say.
+            size: (height, width) of its pictures.
+        """
+        found = []
+        if self.capped and self.max_depth is not None and max_depth is not None:
+            if self.max_depth > FOREIGN_CAP * max_depth:
+                found.append(f"its cap is {self.max_depth:g} m, the data set's largest depth {max_depth:g} m")
+            elif self.max_depth * FOREIGN_CAP < max_depth:
+                found.append(f"its cap of {self.max_depth:g} m leaves out what lies beyond, up to {max_depth:g} m")
+        if self.crop is not None and self.pictures is not None and size is not None:
+            (height, width), (own_height, own_width) = size, self.pictures
+            stretch = (width / height) / (own_width / own_height)
+            if not 1 / FOREIGN_SHAPE < stretch < FOREIGN_SHAPE:
+                found.append(f"its crop is for pictures of {own_height}x{own_width}, these have {height}x{width}")
+        return [f"{self.name} was made for other data: {'; '.join(found)}"] if found else []
+
     def prepare(self, sample: Sample) -> Sample:
         """The sample as the protocol shows it to the model; picture, depth and camera change together.
 
@@ -173,8 +196,8 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
         protocol.name: protocol
         for protocol in (
-            Protocol("nyu-eigen", _all(Alignment.NONE), max_depth=10.0, crop=NYU_EIGEN_CROP),
-            Protocol("kitti-eigen", _BY_KIND, max_depth=80.0, crop=GARG_CROP),
+            Protocol("nyu-eigen", _all(Alignment.NONE), max_depth=10.0, crop=NYU_EIGEN_CROP, pictures=(480, 640)),
+            Protocol("kitti-eigen", _BY_KIND, max_depth=80.0, crop=GARG_CROP, pictures=(375, 1242)),
             Protocol("kitti-benchmark", _BY_KIND, min_depth=0.0, max_depth=80.0),
             Protocol("ddad", _all(Alignment.MEDIAN), min_depth=0.0, max_depth=200.0),
             Protocol("fastdepth-224", _all(Alignment.NONE), capped=False, preparation="fastdepth-224"),

@@ -14,6 +14,7 @@ from typing import Any
 from leadline.errors import LeadlineError, closest
 
 JOBS = ("export", "evaluate")
+_running: dict[subprocess.Popen[str], bool] = {}  # the jobs' processes, and whether each was told to stop
 
 
 class JobError(LeadlineError):
@@ -57,7 +58,9 @@ def run_isolated(job: str, arguments: dict[str, Any], *, threads: int = 1, timeo
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
+            process_group=0,  # Ctrl-C reaches the study alone, which then stops its jobs once and in order
         )
+        _running[process] = False
         try:
             _, complaints = process.communicate(order, timeout=timeout)
         except subprocess.TimeoutExpired as error:
@@ -68,6 +71,8 @@ def run_isolated(job: str, arguments: dict[str, Any], *, threads: int = 1, timeo
             process.kill()
             process.communicate()
             raise
+        finally:
+            del _running[process]
         if not answer.is_file():
             raise JobError(f"{job} ended without a result", why=_ending(process.returncode, complaints))
         result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
@@ -76,6 +81,16 @@ def run_isolated(job: str, arguments: dict[str, Any], *, threads: int = 1, timeo
         refused.cause = result["cause"]
         raise refused
     return result
+
+
+def stop_jobs(*, kill: bool = False) -> None:
+    """Interrupt every job that runs, once, so that it removes what is half written; `kill` ends it at once."""
+    for process, told in list(_running.items()):
+        if kill:
+            process.kill()
+        elif not told:
+            _running[process] = True
+            process.send_signal(signal.SIGINT)
 
 
 def _ending(status: int, complaints: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leadline.errors import OutputError
 from leadline.output import check_writable, output_lock
+from leadline.studies.ground_truth import choose_protocol
 from leadline.studies.recommend import Limits, Recommendation, recommend
 from leadline.studies.running import run_study
 from leadline.studies.study import Outcome, Study
@@ -41,6 +43,7 @@ def optimize(
     model: str,
     data: str,
     *,
+    protocol: str | None = None,
     out: Path | str = "runs/optimize",
     limits: Limits | None = None,
     on_cell: Callable[[int, int, Cell, str], None] | None = None,
@@ -51,20 +54,38 @@ def optimize(
     Args:
         model: reference.
         data: data set reference.
+        protocol: by name, variants included; None takes `plain`, or `fidelity` where there is no ground truth.
         out: folder of the study; run again with the same, it continues there.
         limits: the user's; the default allows a loss of 0.01 of the primary metric.
         on_cell: called with (number, of how many, cell, what is done now).
         options: further fields of `leadline.studies.study.Study`.
 
     Raises:
-        OutputError: `out` cannot be written, or another study runs there.
+        OutputError: `out` cannot be written, lies in a folder that is read, or another study runs there.
+        DataError, KindError: the data set cannot be opened, or has nothing that `protocol` can compare with.
         LeadlineError: the uncompressed model itself cannot be measured.
     """
     from leadline.studies.report import write_report
 
     folder, bounds = Path(out), limits or Limits()
+    for what, source in (("data", data), ("calibration", options.get("calibration")), ("model", model)):
+        _refuse_inside(folder, what, source)
+    chosen, notice = choose_protocol(data, options.get("split"), protocol)
     check_writable(folder)
     with output_lock(folder):
-        outcome = run_study(Study(model=model, data=data, **options), folder, on_cell)
+        study = Study(model=model, data=data, protocol=chosen, **options)
+        outcome = replace(run_study(study, folder, on_cell), notices=(notice,) if notice else ())
         advice = recommend(outcome.rows, outcome.reference, bounds)
         return Optimized(outcome, advice, write_report(outcome, advice, bounds))
+
+
+def _refuse_inside(out: Path, what: str, source: str | None) -> None:
+    """Refuse a study that would write among the files that it reads."""
+    from leadline.data.dataset import FORMATS
+
+    source = source or ""
+    name, _, rest = source.partition(":")
+    place = "" if name == "rendered" else (rest if name in FORMATS else source).partition("?")[0]
+    if place and Path(place).is_dir() and out.resolve().is_relative_to(Path(place).resolve()):
+        mend = "choose a folder outside it with --out"
+        raise OutputError("refused to write into", where=out, why=f"it is the {what} folder, or inside it", mend=mend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from leadline.studies.caution import FEW, caution, pictures
 from leadline.studies.measurement import Status
 
 if TYPE_CHECKING:
@@ -32,10 +33,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The chosen row (None where nothing keeps to the limits) and the reason in words."""
+    """What to ship.
+
+    Args:
+        row: the chosen one; None where nothing keeps to the limits.
+        sentence: the reason in words.
+        caution: why not to trust it much; empty where nothing speaks against it.
+    """
 
     row: Measurement | None
     sentence: str
+    caution: str = ""
 
 
 def recommend(rows: Sequence[Measurement], reference: Measurement, limits: Limits) -> Recommendation:
@@ -55,11 +63,11 @@ def recommend(rows: Sequence[Measurement], reference: Measurement, limits: Limit
         nearest = min(measured, key=lambda row: (len(faults[row.key]), _p50(row)), default=None)
         if nearest is None:
             return Recommendation(None, "Nothing could be measured; the rows below say why.")
-        return Recommendation(
-            None, f"Nothing keeps to the limits. Nearest is {nearest.name}: {'; '.join(faults[nearest.key])}."
-        )
+        sentence = f"Nothing keeps to the limits. Nearest is {nearest.name}: {'; '.join(faults[nearest.key])}."
+        return Recommendation(None, sentence, caution(nearest, reference, limits.max_drop))
     best = min(fitting, key=lambda row: row.latency.p50 if row.latency else 0.0)
-    return Recommendation(best, _sentence(best, reference, limits, faults, measured))
+    sentence = _sentence(best, reference, limits, faults, measured)
+    return Recommendation(best, sentence, caution(best, reference, limits.max_drop))
 
 
 def drop(row: Measurement) -> float:
@@ -102,11 +110,12 @@ def _sentence(
             f"Ship {best.name}: with {best.latency.p50:.1f} ms per picture it is the fastest within the limits, "
             f"{1 / best.latency.ratio:.1f} times as fast as {reference.name} in the same rounds"
         )
+    only = " only" if value.n < FEW else ""
     change = best.accuracy.change.get(best.accuracy.primary)
     lost = f", {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] against the reference" if change else ""
     parts = [
         start,
-        f"{metric} {value.value:.3f}{lost} on {value.n} pictures ({best.accuracy.protocol})",
+        f"{metric} {value.value:.3f}{lost} on {pictures(value.n)}{only} ({best.accuracy.protocol})",
         f"{best.size_mb:.1f} MB" if best.size_mb is not None else "",
     ]
     text = "; ".join(part for part in parts if part) + "."

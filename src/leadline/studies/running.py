@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from leadline.bundle import load_bundle
 from leadline.depth import Kind
-from leadline.errors import LeadlineError
+from leadline.errors import ConfigError, LeadlineError
 from leadline.evaluation.isolation import Job
 from leadline.evaluation.latency import compare
 from leadline.output import write_atomic
-from leadline.runtimes.base import runtime
-from leadline.studies.isolated import JobError, run_isolated
+from leadline.runtimes.base import ExportOptions, Precision, refuse_precision, runtime
+from leadline.studies.isolated import JobError, run_isolated, stop_jobs
 from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
 from leadline.studies.store import Store
 from leadline.studies.study import Cell, Outcome, Study, cell_key, cells
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     OnCell = Callable[[int, int, Cell, str], None]
 
 WARMUP, ROUNDS = 10, 6  # runs before the timed ones; turns of candidate and reference
+PATIENCE = 5.0  # seconds that an interrupted job may take to clean up
+_OF_THE_STUDY = {"key", "status", "reason", "bundle"}  # parts of a row that mean nothing outside its study
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,9 @@ def run_study(study: Study, out: Path, on_cell: OnCell | None = None) -> Outcome
             answer = answers[one.base.key]
             theirs = None if one is reference else store.scores(reference.base.key)
             row = _row(study, one, answer, timing, theirs, out)
-            if one is reference and row.status is not Status.MEASURED:
+            if row.status is Status.MEASURED:
+                load_bundle(one.bundle).write_measurements(row.model_dump(mode="json", exclude=_OF_THE_STUDY))
+            elif one is reference:
                 raise LeadlineError("the reference cannot be measured", where=one.cell.folder, why=row.reason)
             finish(one, row, {scored["name"]: json.dumps(scored) for scored in answer["rows"]})
 
@@ -102,9 +108,11 @@ def run_study(study: Study, out: Path, on_cell: OnCell | None = None) -> Outcome
 def _candidates(study: Study, out: Path) -> list[_Candidate]:
     from leadline.evaluation.complexity import count_macs, count_parameters
     from leadline.evaluation.machine import fingerprint
+    from leadline.evaluation.protocols import get_protocol
     from leadline.reference import load_model
 
     loaded = load_model(study.model)
+    get_protocol(study.protocol).alignment_for(loaded.contract.output.kind, study.model)  # refused before any export
     machine = fingerprint()
     plan = cells(study, loaded.contract)
     macs = {size: count_macs(loaded.model, size) for size in {cell.size for cell in plan}}
@@ -139,11 +147,10 @@ def _exported_and_scored(
     answers: dict[str, dict[str, Any]] = {}
     runnable = []
     for one in todo:
-        state = runtime(one.cell.runtime).availability()
-        if state.available:
-            runnable.append(one)
+        if reason := _cannot(one.cell):
+            finish(one, _ended(one.base, Status.SKIPPED, reason))
         else:
-            finish(one, _ended(one.base, Status.SKIPPED, f"{state.reason}; {state.install}"))
+            runnable.append(one)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         pending = {pool.submit(_prepare, study, one): one for one in runnable}
         try:
@@ -155,16 +162,29 @@ def _exported_and_scored(
                 except JobError as error:
                     refused = error.cause in ("ConfigError", "UnavailableError")
                     finish(one, _ended(one.base, Status.SKIPPED if refused else Status.FAILED, str(error)))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:  # above all Ctrl-C: the jobs end too, or the command would seem to hang
+            pool.shutdown(wait=False, cancel_futures=True)
+            stopped = time.monotonic()
+            while not all(future.done() for future in pending):
+                stop_jobs(kill=time.monotonic() - stopped > PATIENCE)
+                time.sleep(0.05)
             raise
     return answers
 
 
+def _cannot(cell: Cell) -> str:
+    """Why a cell cannot be tried here; empty where it can."""
+    adapter = runtime(cell.runtime)
+    try:
+        refuse_precision(adapter, ExportOptions(Precision(cell.precision)))
+    except ConfigError as error:
+        return str(error)
+    state = adapter.availability()
+    return "" if state.available else f"{state.reason}; {state.install}"
+
+
 def _prepare(study: Study, one: _Candidate) -> dict[str, Any]:
     """Export and score one cell in processes of their own, unless an interrupted run has done so."""
-    from leadline.bundle import load_bundle
-
     if one.answer.is_file() and (one.bundle / "manifest.json").is_file():
         load_bundle(one.bundle)  # sound, or an error
         answer: dict[str, Any] = json.loads(one.answer.read_bytes())

@@ -33,7 +33,7 @@ class Study:
         protocol: by name, variants included.
         limit: at most so many pictures.
         runtimes: engines; empty takes all.
-        precisions: empty takes all that an engine has.
+        precisions: empty takes all that an engine has; one that it lacks becomes a skipped row.
         sizes: (height, width) of the network's input; empty takes the contract's, and a smaller one where it is open.
         threads: of each engine.
         runs: timed runs per candidate.
@@ -71,11 +71,19 @@ class Cell:
 
 @dataclass
 class Outcome:
-    """A finished study: rows in the order of its cells, the first of them the reference."""
+    """A finished study.
+
+    Args:
+        study: what was compared.
+        folder: of the study.
+        rows: in the order of its cells, the first of them the reference.
+        notices: what was decided for the user, in words.
+    """
 
     study: Study
     folder: Path
     rows: list[Measurement] = field(default_factory=list)
+    notices: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Measurement:
@@ -101,11 +109,9 @@ def cells(study: Study, contract: Contract) -> list[Cell]:
     reference = Cell(REFERENCE_RUNTIME, REFERENCE_PRECISION, sizes[0])
     found = [reference]
     for size, name in product(sizes, study.runtimes or RUNTIMES):
-        for precision in runtime(name).precisions:
-            cell = Cell(name, precision.value, size)
-            if (not study.precisions or precision.value in study.precisions) and cell != reference:
-                found.append(cell)
-    return found
+        wanted = study.precisions or runtime(name).precisions
+        found += [Cell(name, precision.value, size) for precision in Precision if precision in wanted]
+    return list(dict.fromkeys(found))
 
 
 def default_sizes(contract: Contract) -> tuple[tuple[int, int], ...]:

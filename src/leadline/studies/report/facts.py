@@ -12,6 +12,7 @@ from leadline.errors import ConfigError, ContractError
 from leadline.evaluation.bootstrap import RESAMPLES
 from leadline.evaluation.protocols import Protocol, get_protocol
 from leadline.runtimes.base import runtime
+from leadline.studies.caution import FEW
 from leadline.studies.measurement import Status
 from leadline.studies.recommend import NAMES
 from leadline.studies.report.numbers import NONE, count, plain, text
@@ -29,7 +30,6 @@ KINDS = {
     Kind.RELATIVE_DISPARITY: "relative disparity: inverse depth, scale and shift unknown",
     Kind.SCALED_DISPARITY: "scaled disparity: inverse depth, scale unknown",
 }
-FEW = 30  # pictures
 
 
 def what_was_run(outcome: Outcome) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from leadline import __version__
 from leadline.output import write_atomic
+from leadline.studies.caution import pictures
 from leadline.studies.measurement import Status
 from leadline.studies.recommend import NAMES
 from leadline.studies.report.candidates import Candidate, candidates, shared_notes
@@ -109,6 +110,8 @@ def _header(outcome: Outcome) -> str:
 
 def _recommendation(outcome: Outcome, advice: Recommendation, limits: Limits, found: Sequence[Candidate]) -> str:
     kept = f'<p class="quiet">Limits: {_limits(outcome, limits)}.</p>'
+    if advice.caution:
+        kept = f'<p class="caution">{text(advice.caution)}</p>{kept}'
     chosen = next((candidate for candidate in found if candidate.recommended), None)
     if chosen is None:
         mend = (
@@ -175,8 +178,9 @@ def _candidates(outcome: Outcome, found: Sequence[Candidate]) -> str:
         more = f'<p class="quiet">{absent} further {noun} no figures: <a href="#not-measured">see why</a>.</p>'
     assert outcome.reference.accuracy
     accuracy = outcome.reference.accuracy
-    facts = [f"Protocol {accuracy.protocol} on {accuracy.scored} pictures of {accuracy.data}"]
-    lead = f"<p>{text('; '.join(facts + shared_notes(outcome.rows)))}.</p>"
+    facts = [f"Protocol {accuracy.protocol} on {pictures(accuracy.scored)} of {accuracy.data}"]
+    lead = "".join(f"<p>{text(notice)}</p>" for notice in outcome.notices)
+    lead += f"<p>{text('; '.join(facts + shared_notes(outcome.rows)))}.</p>"
     return lead + candidate_table(found) + more
 
 

@@ -54,8 +54,9 @@ _KEY = (
     '<p class="quiet key">★ recommended. ◆ Pareto: no other candidate is at least as good in accuracy, latency '
     "(p50) and size and better in one of them. p50, p95, p99: time within which half, 95 % and 99 % of the pictures "
     "were done; IQR: distance between the quartiles. Before / after: preparing the picture, and bringing the map to "
-    "its size; not part of the times to the left. Ratio to reference: quotient of the medians of the same rounds; "
-    "below 1 is faster.</p>"
+    "its size; not part of the times to the left. Ratio to reference: quotient of the medians of rounds in which "
+    "both took turns, so that a busy machine slows both; below 1 is faster. Two p50 of this table come from different "
+    "rounds, and their quotient may differ.</p>"
 )
 
 
