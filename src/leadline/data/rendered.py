@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from leadline.data.dataset import Dataset, Sample
 from leadline.data.scenes.walk import (
@@ -111,7 +111,7 @@ class Format(Dataset):
             camera = Camera(options["fx"], options["fy"])
         size = (int(options.get("height", height)), int(options.get("width", width)))
         seeds = range(first, first + count)
-        return cls(scenes, seeds, size, camera, sequence=sequence, motion=cast("Motion", motion), moving=moving)
+        return cls(scenes, seeds, size, camera, sequence=sequence, motion=motion, moving=moving)
 
     def __len__(self) -> int:
         """Number of scenes, times the frames of each."""

@@ -98,7 +98,8 @@ class Change:
         """3 x 3: from the old camera's directions to the new one's; its determinant is -1 where mirrored."""
         sine, cosine = np.sin(self.roll), np.cos(self.roll)
         rotated = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-        return np.diag([-1.0 if self.mirror else 1.0, 1.0, 1.0]) @ rotated
+        turned: NDArray[np.float64] = np.diag([-1.0 if self.mirror else 1.0, 1.0, 1.0]) @ rotated
+        return turned
 
     def pose(self, relative: NDArray[np.float64]) -> NDArray[np.float64]:
         """What a pose from one old camera to another (4 x 4, metres) becomes between the new ones.

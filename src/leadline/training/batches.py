@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import queue
+import os
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -57,8 +57,8 @@ class Clip:
 
     def to(self, device: torch.device) -> Clip:
         """The clip on `device`."""
-        moved = (x.to(device, non_blocking=True) for x in (self.rows, self.image, self.sources, self.seen))
-        return Clip(*moved, self.offsets, self.intrinsics.to(device), self.poses.to(device))
+        tensors = ("rows", "image", "sources", "seen", "intrinsics", "poses")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,8 @@ def _clip(made: list[_Seen], offsets: tuple[Offset, ...]) -> Clip | None:
 
 def _unit(pictures: list[list[NDArray[np.uint8]]]) -> Tensor:
     """R lists of F pictures (H x W x 3 uint8) as R x F x 3 x H x W float32, 0..1."""
-    stacked = torch.from_numpy(np.stack([np.stack(frames) for frames in pictures]))
-    return stacked.permute(0, 1, 4, 2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    stacked = np.stack([np.stack([frame.transpose(2, 0, 1) for frame in frames]) for frames in pictures])
+    return torch.from_numpy(stacked).to(torch.float32).div_(255)
 
 
 def _split_batch(batch: int, shares: list[int]) -> list[int]:
@@ -268,40 +268,59 @@ def _split_batch(batch: int, shares: list[int]) -> list[int]:
     return counts
 
 
-def ahead(mix: Mix, start: int, stop: int, depth: int = 3) -> Iterator[Batch]:
-    """Batches `start` to `stop` - 1, made in a background thread, at most `depth` waiting.
+def ahead(mix: Mix, start: int, stop: int, *, workers: int | None = None) -> Iterator[Batch]:
+    """Batches `start` to `stop` - 1 in order, made in background threads; two more than there are threads may wait.
+
+    A batch is a function of its number alone, so any number of threads gives the same batches.
+
+    Args:
+        mix: makes them.
+        start: number of the first.
+        stop: number after the last.
+        workers: threads; by default one for four cores, at most 8.
 
     Raises:
-        LeadlineError: whatever went wrong while making a batch; the message names the sample.
+        LeadlineError: whatever went wrong while making a batch, in its place; the message names the sample.
     """
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
-    over = threading.Event()
-
-    def offer(item: Batch | BaseException) -> bool:
-        while not over.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
+    workers = workers or min(8, max(1, (os.cpu_count() or 1) // 4))
+    changed, made = threading.Condition(), dict[int, Batch | BaseException]()
+    begun, given, over = start, start, False  # the next batch to make, and to give
 
     def work() -> None:
-        try:
-            for iteration in range(start, stop):
-                if not offer(mix.batch(iteration)):
+        nonlocal begun
+        while True:
+            with changed:
+                while not over and begun < stop and begun >= given + workers + 2:
+                    changed.wait()
+                if over or begun >= stop:
                     return
-        except BaseException as error:  # noqa: BLE001  handed to the training thread, which raises it
-            offer(error)
+                number, begun = begun, begun + 1
+            result: Batch | BaseException
+            try:
+                result = mix.batch(number)
+            except BaseException as error:  # noqa: BLE001  handed to the training thread, which raises it
+                result = error
+            with changed:
+                made[number] = result
+                changed.notify_all()
 
-    worker = threading.Thread(target=work, daemon=True, name="leadline-batches")
-    worker.start()
+    threads = [threading.Thread(target=work, daemon=True, name=f"leadline-batches-{n}") for n in range(workers)]
+    for thread in threads:
+        thread.start()
     try:
-        for _ in range(start, stop):
-            item = ready.get()
+        while given < stop:
+            with changed:
+                while given not in made:
+                    changed.wait()
+                item = made.pop(given)
+                given += 1
+                changed.notify_all()
             if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
-        over.set()
-        worker.join(timeout=30)
+        with changed:
+            over = True
+            changed.notify_all()
+        for thread in threads:
+            thread.join(timeout=30)

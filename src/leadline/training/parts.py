@@ -5,6 +5,7 @@ A picture is kept shrunk, under its own name: as a sample and as the neighbour o
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,6 @@ import numpy as np
 from leadline.data.transforms import shrink
 from leadline.data.units import check_intrinsics
 from leadline.errors import ConfigError, DataError
-from leadline.image import resize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from leadline.depth import Depth
     from leadline.training.config import Source
 
-ASPECT_SLACK = 1.5  # pixels by which a label's proportions may differ from the picture's
+ASPECT_SLACK = 1.5  # pixels by which a labelled picture's proportions may differ from the picture's
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,19 @@ class Shelf:
         self.room = room
         self.pictures: dict[tuple[int, str], Sample] = {}
         self.depths: dict[tuple[int, str], Depth | None] = {}
+        self._lock = threading.Lock()
 
     def keep(self, key: tuple[int, str], sample: Sample, *, whole: bool) -> None:
         """Keep a sample's picture and, where the sample is `whole`, its depth (or that it has none)."""
-        picture = 0 if key in self.pictures else sample.image.nbytes
-        cost = picture + (sample.depth.values.nbytes if whole and sample.depth else 0)
-        if cost > self.room:
-            return
-        self.room -= cost
-        self.pictures.setdefault(key, replace(sample, depth=None))
-        if whole:
-            self.depths[key] = sample.depth
+        with self._lock:
+            cost = 0 if key in self.pictures else sample.image.nbytes
+            cost += sample.depth.values.nbytes if whole and sample.depth else 0
+            if cost > self.room or key in self.depths:
+                return
+            self.room -= cost
+            self.pictures.setdefault(key, replace(sample, depth=None))
+            if whole:
+                self.depths[key] = sample.depth
 
 
 class Part:
@@ -133,7 +135,8 @@ class Part:
             why = f"{len(self.unlabelled)} of {len(indices)} samples, the first: {self.unlabelled[0]}"
             mend = "finish `leadline pseudo-label` over the same data, or leave them out with --skip-bad"
             raise DataError("samples without a label", where=folder, why=why, mend=mend)
-        return indices[has]
+        kept: NDArray[np.intp] = indices[has]
+        return kept
 
     def name(self, index: int) -> str:
         """Name of the sample `index` of the data set."""
@@ -142,9 +145,11 @@ class Part:
     def index(self, draw: int, seed: int) -> int:
         """Index of draw number `draw`: every sample once per epoch, in an order of its own each epoch."""
         epoch, place = divmod(draw, len(self))
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([seed, self.number, 7, epoch]).permutation(len(self))
-        return int(self.indices[self._order[1][place]])
+        order = self._order  # once: another thread may be an epoch ahead
+        if order is None or order[0] != epoch:
+            order = epoch, np.random.default_rng([seed, self.number, 7, epoch]).permutation(len(self))
+            self._order = order
+        return int(self.indices[order[1][place]])
 
     def after(self, index: int) -> int:
         """The sample that stands in for a bad one: the next of the range."""
@@ -219,14 +224,13 @@ def _check_camera(sample: Sample) -> None:
 
 def _label(store: LabelStore, full: Sample, shrunk: Sample) -> Depth:
     """The store's label for the picture, at the shrunk picture's size; it covers the same view."""
-    label = store.get(full.name)
+    label = store.get(full.name, (shrunk.image.shape[0], shrunk.image.shape[1]))
     if label is None:
         raise DataError("no label", where=full.name, mend="finish `leadline pseudo-label` over the same data")
-    (rows, cols), (height, width) = full.image.shape[:2], label.shape
+    facts = store.facts(full.name)
+    (rows, cols), (height, width) = full.image.shape[:2], (facts.picture_height, facts.picture_width)
     if abs(height * cols / rows - width) > ASPECT_SLACK * max(1.0, cols / rows):
-        why = f"the label is {height}x{width}, the picture {rows}x{cols} (height x width)"
+        why = f"the labelled picture was {height}x{width}, this one is {rows}x{cols} (height x width)"
         mend = "label these pictures themselves, not crops of them"
         raise DataError("a label of other proportions than its picture", where=full.name, why=why, mend=mend)
-    size = shrunk.image.shape[0], shrunk.image.shape[1]
-    rule = "bilinear" if bool(label.valid.all()) else "nearest"  # nothing may bleed out of what is not known
-    return replace(label, values=resize(label.values, size, rule), intrinsics=shrunk.intrinsics)
+    return replace(label, intrinsics=shrunk.intrinsics)
