@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from leadline import reference
 from leadline.checkpoint import save_checkpoint
 from leadline.cli import app
-from leadline.cli.models import figures
+from leadline.cli.models import _accuracy, figures
+from leadline.cli.terminal import folded
 from leadline.models.fastdepth import Config, build, contract
 
 SMALL = Config(encoder_widths=(8,) * 14, decoder_widths=(8,) * 5, depthwise=True, skip="add")
@@ -84,6 +85,35 @@ def test_list_as_text_never_cuts_a_name(packaged):
         assert done.exit_code == 0
         assert "depth-anything-v2-metric-outdoor-large" in done.stdout
         assert "house" in done.stdout
+
+
+def test_the_list_fits_80_columns(packaged):
+    """The names of models are short; a licence may be long, and folds on a terminal only."""
+    lines = CliRunner().invoke(app, ["models"], env={"COLUMNS": "80"}).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "    nyu-eigen: d1 0.731, AbsRel 0.175" in lines
+    (first,) = [line for line in lines if line.startswith("  house")]
+    assert "input 224x224" in first
+
+
+def test_a_card_with_a_row_per_metric_shows_the_models_own_figures():
+    rows = [
+        {"protocol": "`nyu-eigen`", "metric": "d1", "house": "0.768 [0.732, 0.803]", "other": "0.745"},
+        {"protocol": "`nyu-eigen`", "metric": "AbsRel", "house": "0.166 [0.148, 0.187]", "other": "0.198"},
+        {"protocol": "`ddad`", "metric": "d1", "house": "0.5", "other": "0.6"},
+    ]
+    assert _accuracy({"name": "house", "figures": rows}) == ["nyu-eigen: d1 0.768, AbsRel 0.166", "ddad: d1 0.5"]
+
+
+def test_long_text_folds_at_words_on_a_terminal_only(monkeypatch):
+    text = "one two three four five six seven eight nine ten eleven twelve"
+    assert folded("label  ", text) == "label  " + text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert folded("label  ", text).splitlines() == [
+        "label  one two three four five six seven",
+        "       eight nine ten eleven twelve",
+    ]
 
 
 def test_one_packaged_model(packaged):

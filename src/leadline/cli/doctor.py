@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leadline.cli.options import Json
+from leadline.cli.terminal import folded
 
 if TYPE_CHECKING:
     from leadline.evaluation.machine import Machine
@@ -81,21 +82,21 @@ def _advice(machine: Machine) -> list[str]:
 
 def _print(facts: dict[str, Any], machine: Machine) -> None:
     typer.echo(f"CPU       {machine.cpu}, {machine.cores} usable cores ({machine.physical_cores or '?'} physical)")
-    typer.echo(f"Sets      {', '.join(machine.instruction_sets) or 'none known'}")
+    typer.echo(folded("Sets      ", ", ".join(machine.instruction_sets) or "none known"))
     typer.echo(f"Memory    {machine.memory_gib} GiB")
     typer.echo(f"System    {machine.system}, Python {machine.python}")
     typer.echo(f"Machine   {machine.id}")
-    typer.echo("Packages  " + ", ".join(f"{name} {version}" for name, version in machine.versions.items()))
+    typer.echo(folded("Packages  ", ", ".join(f"{name} {version}" for name, version in machine.versions.items())))
     typer.echo("")
     for row in facts["runtimes"]:
         if row["available"]:
             typer.echo(f"{row['name']:12} yes  {row['version']:14} {', '.join(row['precisions'])}")
         else:
-            typer.echo(f"{row['name']:12} no   skipped: {row['reason']}, {row['install']}")
+            typer.echo(folded(f"{row['name']:12} no   ", f"skipped: {row['reason']}, {row['install']}"))
     for extra in facts["extras"]:
-        state = "yes" if extra["available"] else "no "
-        typer.echo(f"{extra['for']}: {state}" + ("" if extra["available"] else f" ({extra['install']})"))
+        state = "yes" if extra["available"] else f"no ({extra['install']})"
+        typer.echo(folded("", f"{extra['for']}: {state}"))
     if facts["advice"]:
         typer.echo("")
     for line in facts["advice"]:
-        typer.echo(f"Note: {line}")
+        typer.echo(folded("Note: ", line))

@@ -123,20 +123,22 @@ def _print(result: Evaluation, other: Evaluation | None, differences: dict[str, 
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 200  # nothing is folded for a program that reads it
     cap = result.protocol.cap
     limits = f", cap {cap:g} m" if cap != float("inf") else ""
-    console.print(f"{result.data}, protocol {result.label}{limits}")
+    typer.echo(f"{result.data}, protocol {result.label}{limits}")
     for letter, one in (("A", result), ("B", other)):
         if one is not None:
-            console.print(f"{letter}: {one.model}, {one.count('scored')} of {len(one.rows)} pictures scored")
+            typer.echo(f"{letter}: {one.model}, {one.count('scored')} of {len(one.rows)} pictures scored")
     if other is None and against is not None:
-        console.print(f"Truth: the output of {against}")
+        typer.echo(f"Truth: the output of {against}")
     console.print(_table(result, other, differences))
     for note in result.notes:  # of data set and options, so the same for both
-        console.print(note)
+        typer.echo(note)
     for letter, one in (("A", result), ("B", other)):
         for line in _remarks(one) if one is not None else ():
-            console.print(f"{letter}: {line}")
+            typer.echo(f"{letter}: {line}")
 
 
 def _table(result: Evaluation, other: Evaluation | None, differences: dict[str, Interval]) -> Table:

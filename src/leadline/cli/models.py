@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from leadline.cli.options import Json
+from leadline.cli.terminal import folded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from leadline.contract import Contract
 
 EXAMPLES = (
@@ -41,7 +46,7 @@ def command(
     if as_json:
         typer.echo(json.dumps({"models": packaged, "variants": known}, indent=2))
         return
-    _tables(packaged, known)
+    _lists(packaged, known)
 
 
 def figures(card: str) -> list[dict[str, str]]:
@@ -156,46 +161,82 @@ def _show(details: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(details, indent=2))
         return
-    for key in ("name", "what", "architecture", "runtime", "precision", "parameters", "kind", "unit", "licence"):
+    for key in ("name", "what", "architecture", "runtime", "precision", "parameters", "licence"):
         if key in details:
             value = f"{details[key]:,}" if key == "parameters" else details[key]
-            typer.echo(f"{key:>13}  {value}")
-    typer.echo(f"{'input':>13}  {','.join(map(str, details['input']))} (height,width)")
+            typer.echo(folded(f"{key:>13}  ", value))
     if "bytes" in details:
         typer.echo(f"{'size':>13}  {details['bytes'] / 1e6:.1f} MB")
-    typer.echo("\ncontract")
-    typer.echo(json.dumps(details["contract"], indent=2))
+    for label, text in _contract_lines(details["contract"]):
+        typer.echo(folded(f"{label:>13}  ", text))
+    typer.echo("\nThe whole contract and lineage: --json")
     if details.get("card"):
-        typer.echo(f"\n{details['card'].strip()}")
+        _card(details["card"].strip())
 
 
-def _tables(packaged: list[dict[str, Any]], known: list[dict[str, Any]]) -> None:
+def _contract_lines(contract: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the network expects and returns, in words."""
+    from leadline.depth import Kind
+
+    spec, out = contract["input"], contract["output"]
+    size = f"{spec['height']}x{spec['width']} (height x width)"
+    if spec["dynamic"]:
+        size += f", or any multiple of {spec['multiple_of']} from {spec['min_side']} to {spec['max_side']}"
+    yield "input", size
+    yield "resize", f"{spec['resize']}, {spec['interpolation']}{', antialiased' if spec['antialias'] else ''}"
+    mean, std = (" ".join(f"{value:.4g}" for value in spec[key]) for key in ("mean", "std"))
+    yield "values", f"{spec['channels']}, 0 to {spec['value_max']:g}, minus mean {mean}, by std {std}"
+    if spec["camera"]:
+        fov_x, fov_y = (
+            2 * math.degrees(math.atan(0.5 / spec["camera"][key])) for key in ("fx_over_width", "fy_over_height")
+        )
+        yield "camera", f"of training: {fov_x:.0f} degrees wide, {fov_y:.0f} high; metres are right only for it"
+    limits = [f"{name} {out[name]:g}" for name in ("minimum", "maximum") if out[name] is not None]
+    yield "output", ", ".join([out["kind"], "metres" if Kind(out["kind"]).unit == "m" else "no unit", *limits])
+    for label, text in (("provenance", contract["provenance"]), ("data", "; ".join(contract["training_data"]))):
+        if text:
+            yield label, text
+
+
+def _card(card: str) -> None:
+    """The model card: rendered on a terminal, as it is written elsewhere."""
+    typer.echo("")
+    if not sys.stdout.isatty():
+        typer.echo(card)
+        return
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.markdown import Markdown
 
-    def name(heading: str) -> Column:
-        return Column(heading, no_wrap=True, overflow="ignore")  # a name cut short cannot be copied
+    Console().print(Markdown(card))
 
-    console = Console()
-    if packaged:
-        columns = ("kind", "input", "parameters", "MB", "licence", "figures")
-        table = Table(name("model"), *columns, box=None, title="Packaged models", title_justify="left")
-        for row in packaged:
-            size = f"{row['bytes'] / 1e6:.1f}"
-            table.add_row(
-                row["name"], row["kind"], _input(row), f"{row['parameters']:,}", size, row["licence"], _text(row)
-            )
-        console.print(table)
-    title = "Architecture variants, without weights"
-    table = Table(name("variant"), "kind", "input", box=None, title=title, title_justify="left")
+
+def _lists(packaged: list[dict[str, Any]], known: list[dict[str, Any]]) -> None:
+    typer.echo("Packaged models")
+    for row in packaged:
+        size = f"{row['parameters']:,} parameters, {row['bytes'] / 1e6:.1f} MB"
+        typer.echo(folded(f"  {row['name']}  ", f"{row['kind']}, input {_input(row)}, {size}"))
+        typer.echo(folded("    licence: ", row["licence"]))
+        for line in _accuracy(row):
+            typer.echo(folded("    ", line))
+        typer.echo(f"    everything about it: leadline models {row['name']}")
+    typer.echo("\nArchitecture variants, without weights (input as height x width)")
+    width = max(len(row["name"]) for row in known)
     for row in known:
-        table.add_row(row["name"], row["kind"], _input(row))
-    console.print(table)
+        typer.echo(f"  {row['name']:{width}}  {row['kind']:18}  {_input(row)}")
 
 
 def _input(row: dict[str, Any]) -> str:
-    return f"{row['input'][0]},{row['input'][1]}"
+    return f"{row['input'][0]}x{row['input'][1]}"
 
 
-def _text(row: dict[str, Any]) -> str:
-    return "\n".join(" ".join(f"{key} {cell}" for key, cell in line.items()) for line in row["figures"])
+def _accuracy(row: dict[str, Any]) -> list[str]:
+    """One line per protocol of the card: the model's own figures, without their intervals."""
+    found: dict[str, list[str]] = {}
+    for line in row["figures"]:
+        cells = dict(line)
+        protocol, metric = cells.pop(next(iter(cells))), cells.pop("metric", None)
+        if metric is not None:  # one row per metric: further columns are other models
+            cells = {metric: cells.get(row["name"], next(iter(cells.values()), ""))}
+        short = [f"{name} {cell.partition(' [')[0]}" for name, cell in cells.items()]
+        found.setdefault(protocol.strip("`"), []).extend(short)
+    return [f"{protocol}: {', '.join(cells)}" for protocol, cells in found.items()]
