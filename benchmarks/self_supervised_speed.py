@@ -4,11 +4,11 @@
     python benchmarks/self_supervised_speed.py --model none                      # the losses alone
     python benchmarks/self_supervised_speed.py --batch 2 --rounds 5 --threads 1
 
-Plain is the formula as published: every scale enlarged, back-projected, projected and warped at full resolution, average
-pooling in SSIM, the identity errors once per scale, automatic differentiation throughout. Networks, pictures, noise and
-optimiser are the same for both. The floor is the step with the networks alone, which no formulation of the loss can
-beat. Prints medians with quartiles, of wall time and of processor time (a shared machine disturbs the latter less),
-the ratio of each round, the difference of the losses, and the machine. Passes no judgement by itself.
+Plain is the formula as published: every scale enlarged, back-projected, projected and warped at full resolution,
+average pooling in SSIM, the identity errors once per scale, automatic differentiation throughout. Networks, pictures,
+noise and optimiser are the same for both. The floor is the step with the networks alone, which no formulation of the
+loss can beat. Prints medians with quartiles, of wall time and of processor time (a shared machine disturbs the latter
+less), the ratio of each round, the difference of the losses, and the machine. Passes no judgement by itself.
 """
 
 from __future__ import annotations

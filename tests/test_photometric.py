@@ -194,7 +194,7 @@ def test_unmoved_sources_mask_every_pixel() -> None:
     assert float(moved.kept) < 0.02
     without = minimum_reprojection(case.maps[0], case.poses(), case.intrinsics, static, case.target)
     assert float(without.kept) == 1
-    assert float(without.loss) > float(moved.loss)
+    assert float(without.loss.detach()) > float(moved.loss.detach())
 
 
 def test_the_minimum_takes_the_source_that_sees_the_pixel() -> None:
@@ -203,7 +203,7 @@ def test_the_minimum_takes_the_source_that_sees_the_pixel() -> None:
     sources = torch.stack([case.target, torch.zeros_like(case.target)], 1)
     still = torch.eye(4).expand(1, 2, 4, 4)
     found = minimum_reprojection(case.maps[0], still, case.intrinsics, sources, case.target)
-    assert float(found.loss) < 1e-5
+    assert float(found.loss.detach()) < 1e-5
 
 
 def test_pieces_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:

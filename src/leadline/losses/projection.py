@@ -46,9 +46,10 @@ def rotation_from_axis_angle(axis_angle: Tensor) -> Tensor:
     versine = torch.where(small, 0.5 - square / 24 + square.square() / 720, (1 - angle.cos()) / safe)
     x, y, z = axis_angle.unbind(-1)
     zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).view(*x.shape, 3, 3)
     identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    return identity + sine * cross + versine * (cross @ cross)
+    rotation: Tensor = identity + sine * cross + versine * (cross @ cross)
+    return rotation
 
 
 def rigid_motion(rotation: Tensor, translation: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def backproject(depth: Tensor, intrinsics: Tensor, *, align_corners: bool = Fals
     """
     height, width = depth.shape[-2:]
     rays = torch.linalg.inv(intrinsics) @ pixel_grid(height, width, depth, align_corners=align_corners)
-    return rays.unflatten(-1, (height, width)) * depth
+    return rays.view(-1, 3, height, width) * depth
 
 
 def project(points: Tensor, intrinsics: Tensor, motion: Tensor) -> Tensor:
@@ -109,7 +110,8 @@ def project(points: Tensor, intrinsics: Tensor, motion: Tensor) -> Tensor:
     there = motion[..., :3, :3] @ points.flatten(2) + motion[..., :3, 3:]
     q = intrinsics @ there
     nearest = NEAREST * points.flatten(2)[:, 2:].abs().clamp(min=torch.finfo(points.dtype).tiny)
-    return (q[:, :2] / torch.maximum(q[:, 2:], nearest)).transpose(1, 2).unflatten(1, points.shape[-2:])
+    pixels = (q[:, :2] / torch.maximum(q[:, 2:], nearest)).transpose(1, 2)
+    return pixels.reshape(len(points), *points.shape[-2:], 2)
 
 
 def sampling_grid(pixels: Tensor, height: int, width: int, *, align_corners: bool = False) -> Tensor:

@@ -58,7 +58,7 @@ def minimum_reprojection(
     """
     moved = parallax(intrinsics[:, None], motion)
     settings = _Settings(ssim_weight, align_corners)
-    loss, kept = _MinimumReprojection.apply(disparity, *moved, sources, target, identity, settings)  # type: ignore[no-untyped-call]
+    loss, kept = _MinimumReprojection.apply(disparity, *moved, sources, target, identity, settings)
     return Reprojection(loss, kept)
 
 
@@ -113,7 +113,7 @@ class _MinimumReprojection(torch.autograd.Function):
         return loss, kept
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return (*(g * saved for saved in ctx.saved_tensors), None, None, None, None)
 
@@ -130,7 +130,7 @@ class _Scene(NamedTuple):
     @classmethod
     def of(cls, pixels: Tensor, motion: Motion, sources: Tensor, target: Tensor) -> _Scene:
         target = target[:, None]
-        far = (motion.infinite @ pixels).unflatten(-1, sources.shape[-2:])
+        far = (motion.infinite @ pixels).view(*sources.shape[:2], 3, *sources.shape[-2:])
         return cls(motion, far, sources, target, moments(target))
 
 

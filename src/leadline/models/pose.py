@@ -96,7 +96,10 @@ class _SmallEncoder(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [super().forward(x)]
+        y = x
+        for layer in self:
+            y = layer(y)
+        return [y]
 
 
 def _initialise(network: PoseNetwork) -> None:

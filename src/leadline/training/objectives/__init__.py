@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from leadline.training.objectives.base import Seen, Term
+from leadline.training.objectives.self_supervised import Photometric, Smoothness
 from leadline.training.objectives.supervised import L1, BerHu, GradientMatching, ScaleShiftInvariant, Silog
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Objective", "Seen", "Term", "total_loss"]
 
-Objective = Annotated[L1 | BerHu | Silog | ScaleShiftInvariant | GradientMatching, Field(discriminator="loss")]
+Objective = Annotated[
+    L1 | BerHu | Silog | ScaleShiftInvariant | GradientMatching | Photometric | Smoothness, Field(discriminator="loss")
+]
 
 
 def total_loss(
