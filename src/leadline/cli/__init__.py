@@ -27,6 +27,7 @@ VERBS = {
     "predict": "Depth of pictures: raw values, colours, point clouds.",
     "evaluate": "Accuracy of a model on a data set under a named protocol.",
     "train": "Train a depth network.",
+    "pseudo-label": "Label pictures with a teacher, to train on.",
     "export": "Turn a model into a bundle for one runtime and precision.",
     "benchmark": "Latency, memory, size, MACs and parameters of models.",
     "optimize": "Compare runtimes, precisions and sizes on one data set; recommend one.",
@@ -91,7 +92,7 @@ def _fail_usage(ctx: Any, error: Any) -> NoReturn:
 
 
 def _load(verb: str) -> Any:
-    module = importlib.import_module(f"leadline.cli.{verb}")
+    module = importlib.import_module(f"leadline.cli.{verb.replace('-', '_')}")
     examples = getattr(module, "EXAMPLES", ())
     epilog = "\n\n".join(["Examples:", *examples]) if examples else None
     if hasattr(module, "app"):
