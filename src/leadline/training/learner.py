@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from leadline.checkpoint import load_state
+from leadline.errors import CheckpointError
 from leadline.models.outputs import Outputs, outputs
 from leadline.training.average import twin
 from leadline.training.depthwise import speed_up
@@ -110,7 +110,13 @@ def _auxiliary(config: TrainConfig, weights: Mapping[str, Any]) -> nn.ModuleDict
                     found[name] = module
     for name, module in found.items():
         if name in weights:
-            load_state(module, weights[name], where=f"{config.model}: {name}")
+            try:
+                module.load_state_dict(weights[name])
+            except RuntimeError as error:
+                why = str(error).splitlines()[-1].strip()
+                mend = "set the objective's options as they were, or start at another checkpoint"
+                what = f"weights beside the network do not fit the module {name!r}"
+                raise CheckpointError(what, where=config.model, why=why, mend=mend) from error
     return found
 
 
