@@ -197,7 +197,7 @@ def contract(config: Config) -> Contract:
     )
     top = config.max_depth if config.head == "sigmoid" else None
     name = next((name for name, known in VARIANTS.items() if known == config), f"fastdepth-{config.encoder}")
-    return Contract(name=name, input=spec, output=OutputSpec(kind=Kind.METRIC_DEPTH, minimum=0.0, maximum=top))
+    return Contract(name=name, input=spec, output=OutputSpec(kind=config.kind, minimum=0.0, maximum=top))
 
 
 def load_imagenet(model: nn.Module) -> None:

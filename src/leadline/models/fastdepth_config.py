@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from leadline.depth import Kind
 from leadline.models import decoders, efficientnet_lite, mobilenet, mobilenet_v2, resnet
 
 if TYPE_CHECKING:
@@ -57,10 +58,11 @@ class Config(BaseModel):
         skip: how features of the encoder join the decoder, after the upsampling.
         skip_strides: where.
         lateral: bring a feature to the decoder's width by a 1x1 convolution and BN before it is added.
+        kind: what the values mean; `relative_disparity` (inverse depth up to scale and shift) is for any picture.
         head: output function; `relu` is the published one, the others keep gradients alive everywhere.
         head_stride: 2 predicts at half the size and doubles bilinearly; after nearest doubling nothing is lost by it.
         max_depth: metres; the bound of a `sigmoid` head.
-        start_depth: metres; what an untrained `sigmoid` or `softplus` head returns on average.
+        start_depth: what an untrained `sigmoid` or `softplus` head returns on average, metres (or disparity).
         height: of the input that the network was made for, pixels.
         width: likewise.
     """
@@ -79,6 +81,7 @@ class Config(BaseModel):
     skip: Literal["none", "add", "concat"] = "none"
     skip_strides: tuple[Literal[2, 4, 8, 16], ...] = (8, 4, 2)
     lateral: bool = False
+    kind: Literal[Kind.METRIC_DEPTH, Kind.RELATIVE_DISPARITY] = Kind.METRIC_DEPTH
     head: Literal["relu", "sigmoid", "softplus"] = "relu"
     head_stride: Literal[1, 2] = 1
     max_depth: Annotated[float, Field(gt=0)] = 10.0
@@ -116,6 +119,8 @@ class Config(BaseModel):
             raise ValueError(f"{self.upsampler} has kernel 5 only, got {self.kernel}")
         if self.head_stride == 2 and self.upsampler not in ("nnconv", "blconv"):
             raise ValueError(f"head_stride 2 needs nnconv or blconv, not {self.upsampler}")
+        if self.kind is Kind.RELATIVE_DISPARITY and self.head == "sigmoid":
+            raise ValueError("relative_disparity has no largest value: use head softplus or relu")
         if self.head != "relu" and self.start_depth >= self.max_depth:
             raise ValueError(f"start_depth {self.start_depth} must be below max_depth {self.max_depth}")
         if self.upsampler == "shuffle":

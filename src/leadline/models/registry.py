@@ -63,7 +63,10 @@ def parse_config(name: str, values: dict[str, Any]) -> BaseModel:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"bad {name} configuration", where=place, why=first["msg"]) from error
+        unknown = first["type"] == "extra_forbidden"
+        why = "unknown key" if unknown else first["msg"]
+        mend = closest(place, kind.model_fields) if unknown else ""
+        raise ConfigError(f"bad {name} configuration", where=place, why=why, mend=mend) from error
 
 
 def variants() -> dict[str, tuple[str, BaseModel]]:

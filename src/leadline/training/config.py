@@ -78,6 +78,9 @@ class TrainConfig(_Options):
     """A complete training run."""
 
     model: str = Field(description="architecture variant, or a model reference to start from")
+    network: dict[str, Any] = Field(
+        default_factory=dict, description="keys of a variant's own configuration that differ, as in {kind: ...}"
+    )
     name: str | None = Field(default=None, description="name of the result; the model's where absent")
     imagenet: bool = Field(default=False, description="start the encoder from ImageNet weights")
     sources: list[Source] = Field(min_length=1)

@@ -10,7 +10,7 @@ from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.data.dataset import Subset, open_dataset
 from leadline.errors import ConfigError
 from leadline.manifest import manifest_kind
-from leadline.models.registry import architecture, variants
+from leadline.models.registry import architecture, parse_config, variants
 from leadline.training.fit import Start, evaluating, fit
 from leadline.training.paths import refuse_data_folder
 
@@ -73,7 +73,8 @@ def starting_point(config: TrainConfig) -> Start:
     """The network that `config.model` names: a variant with fresh weights, or any model reference.
 
     Raises:
-        ConfigError: ImageNet weights were asked for an architecture that has none.
+        ConfigError: ImageNet weights were asked for an architecture that has none; `network` has a key or value that
+            the architecture does not know, or stands beside a reference.
         ModelReferenceError: the name is neither.
     """
     import torch
@@ -81,11 +82,16 @@ def starting_point(config: TrainConfig) -> Start:
     known = variants()
     if config.model in known:
         name, chosen = known[config.model]
+        if config.network:
+            chosen = parse_config(name, {**chosen.model_dump(mode="json"), **config.network})
         torch.manual_seed(config.seed)
         module = architecture(name)
         model, contract = module.build(chosen), module.contract(chosen)
         contract = contract.model_copy(update={"name": config.name or config.model})
         start = Start(model, contract, name, chosen)
+    elif config.network:
+        why = "the network of a checkpoint is what it is"
+        raise ConfigError("`network` needs a variant", where=config.model, why=why, mend="leave `network` out")
     else:
         from leadline.reference import load_model
 
