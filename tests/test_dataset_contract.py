@@ -77,6 +77,19 @@ class DatasetContract:
                 if first.depth is not None:
                     np.testing.assert_array_equal(other.depth.values, first.depth.values)
 
+    def test_neighbours_are_found_without_decoding_and_are_what_they_are_called(self, dataset: Dataset) -> None:
+        for offset in (-1, 1, "stereo"):
+            having = dataset.with_neighbours([offset])
+            for index in range(len(dataset)):
+                name, neighbour = dataset.neighbour_name(index, offset), dataset.neighbour(index, offset)
+                assert (index in having) == (name is not None) == (neighbour is not None)
+                if neighbour is None:
+                    continue
+                assert neighbour.name == name
+                assert neighbour.image.shape == dataset[index].image.shape
+                assert neighbour.depth is None
+                assert (neighbour.intrinsics is not None) == self.has_camera
+
     def test_an_index_beyond_the_end_is_an_index_error(self, dataset: Dataset) -> None:
         with pytest.raises(IndexError):
             dataset[len(dataset)]
@@ -187,6 +200,27 @@ class TestRendered(DatasetContract):
 
     def make(self, root: Path) -> str:
         return "rendered:room,count=2,height=32,width=48"
+
+
+class TestRenderedSequence(DatasetContract):
+    format, count, has_camera = "rendered", 6, True
+
+    def make(self, root: Path) -> str:
+        return "rendered:room?count=2&sequence=3&height=32&width=48"
+
+
+class TestFramesOfAFolder(DatasetContract):
+    format, count, has_depth, has_camera = "frames", 3, False, True
+
+    def make(self, root: Path) -> str:
+        return f"frames:{tiny.pictures(root)}?fov=60"
+
+
+class TestFramesOfAFilm(OnDisk):
+    format, count, has_depth, has_camera, query = "frames", 4, False, True, "?fov=60"
+
+    def make(self, root: Path) -> Path:
+        return tiny.film(root / "film.mp4", count=4)
 
 
 def test_every_format_keeps_the_contract() -> None:

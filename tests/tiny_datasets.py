@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import h5py
@@ -191,3 +192,46 @@ def ddad(root: Path) -> Path:
     files = {"filenames": ["000150/scene_ab.json"]}
     (root / "ddad.json").write_text(json.dumps({"scene_splits": {"0": files, "1": files}}))
     return root
+
+
+def shade(number: int) -> int:
+    """Grey of the left half of frame `number` of `film`."""
+    return 20 + 12 * (number % 16)
+
+
+def film(path: Path, *, count: int = 8, codec: str = "mpeg4", rate: int = 10) -> Path:
+    """Frames of 64 x 96: the left half in the frame's shade, the right black, the upper left corner red."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 64, 96, "yuv420p", 2_000_000
+        for number in range(count):
+            image = np.zeros((64, 96, 3), np.uint8)
+            image[:, :48] = shade(number)
+            image[:8, :8] = (255, 0, 0)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return path
+
+
+def changing_film(path: Path) -> Path:
+    """Two raw MPEG-2 streams joined, of 64 x 96 and then of 128 x 192."""
+    import av
+
+    data = b""
+    for factor in (1, 2):
+        encoder = av.CodecContext.create("mpeg2video", "w")
+        encoder.height, encoder.width, encoder.pix_fmt = 64 * factor, 96 * factor, "yuv420p"
+        encoder.framerate, encoder.time_base = Fraction(25), Fraction(1, 25)
+        for number in range(5):
+            image = np.full((64 * factor, 96 * factor, 3), shade(number), np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = number
+            data += b"".join(bytes(packet) for packet in encoder.encode(frame))
+        data += b"".join(bytes(packet) for packet in encoder.encode(None))
+    path.write_bytes(data)
+    return path

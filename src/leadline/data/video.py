@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import tempfile
 import threading
+import weakref
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -219,7 +221,8 @@ class Film:
 
     def _decode(self) -> None:
         account, kept, places = Account(), [], []
-        place, due = 0, None
+        place, last = 0, -1
+        begin: float | None = None
         file = tempfile.TemporaryFile(prefix="leadline-film-")  # noqa: SIM115  it lives as long as the film
         try:
             for frame in read_film(self.path, self.height, account):
@@ -227,9 +230,11 @@ class Film:
                     if frame.time is None:
                         mend = "use every=N instead"
                         raise DataError("a film without time stamps", where=self.path, why="fps needs them", mend=mend)
-                    if due is not None and frame.time < due:
+                    begin = frame.time if begin is None else begin
+                    slot = math.floor((frame.time - begin) * self.fps + 0.01)  # time stamps are rounded
+                    if slot <= last:
                         continue
-                    due = max(due or frame.time, frame.time - 1 / self.fps) + 1 / self.fps
+                    last = slot
                 elif frame.number % self.every:
                     continue
                 self.full = frame.full
@@ -242,6 +247,7 @@ class Film:
             file.close()
             raise
         self.account, self.kept, self._places, self._file = account, kept, places, file
+        weakref.finalize(self, file.close)
         for said in account.complaints():
             _log.warning("%s: %s", self.path, said)
 
