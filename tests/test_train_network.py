@@ -19,5 +19,5 @@ def test_network_keys_change_a_variant_and_nothing_else():
         starting_point(TrainConfig(**words, network={"kinds": "relative_disparity"}))
     with pytest.raises(ConfigError, match="use head softplus"):
         starting_point(TrainConfig(**words, network={"kind": "relative_disparity"}))
-    with pytest.raises(ConfigError, match="leave `network` out"):
+    with pytest.raises(ConfigError, match="Leave `network` out"):
         starting_point(TrainConfig(**{**words, "model": "leadline-s-indoor"}, network={"kind": "relative_disparity"}))
