@@ -217,6 +217,7 @@ class Tiny(nn.Module):
         for inputs, outputs, stride in ((5, 16, 2), (16, 32, 2), (32, 32, 2), (32, 32, 1)):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.body, self.head = nn.Sequential(*layers), nn.Conv2d(32, 1, 1)
+        nn.init.constant_(self.head.bias, -2.0)  # type: ignore[arg-type]  # starts at some 7 m
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         n, _, h, w = image.shape
@@ -277,14 +278,14 @@ def test_rendered_poses_and_depth_rebuild_the_picture() -> None:
 @pytest.mark.slow
 def test_a_tiny_network_learns_depth_from_a_rendered_drive() -> None:
     torch.manual_seed(0)
-    clip, depth = drive(14, 64, 160)
+    clip, depth = drive(10, 48, 96)
     network = Tiny()
     objectives = [Photometric(poses="known"), Smoothness()]
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
     with torch.no_grad():
         start = absrel(network.eval()(clip.image), depth)
     network.train()
-    for iteration in range(300):
+    for iteration in range(200):
         rows = torch.randperm(len(clip.rows), generator=torch.Generator().manual_seed(iteration))[:4]
         part = replace(
             clip,
@@ -304,6 +305,6 @@ def test_a_tiny_network_learns_depth_from_a_rendered_drive() -> None:
         optimiser.step()
     with torch.no_grad():
         end = absrel(network.eval()(clip.image), depth)
-    print(f"AbsRel {start:.3f} -> {end:.3f}")
-    assert end < 0.6 * start
-    assert end < 0.3
+    constant = absrel(torch.ones(len(depth), 1, 48, 96), depth)
+    assert end < 0.5 * start
+    assert end < 0.75 * constant

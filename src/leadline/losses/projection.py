@@ -92,7 +92,7 @@ def backproject(depth: Tensor, intrinsics: Tensor, *, align_corners: bool = Fals
         N x 3 x H x W, in the unit of `depth`.
     """
     height, width = depth.shape[-2:]
-    rays = torch.linalg.inv(intrinsics) @ pixel_grid(height, width, depth, align_corners=align_corners)
+    rays: Tensor = torch.linalg.inv(intrinsics) @ pixel_grid(height, width, depth, align_corners=align_corners)
     return rays.view(-1, 3, height, width) * depth
 
 

@@ -58,7 +58,7 @@ def minimum_reprojection(
     """
     moved = parallax(intrinsics[:, None], motion)
     settings = _Settings(ssim_weight, align_corners)
-    loss, kept = _MinimumReprojection.apply(disparity, *moved, sources, target, identity, settings)
+    loss, kept = _MinimumReprojection.apply(disparity, *moved, sources, target, identity, settings)  # type: ignore[no-untyped-call]
     return Reprojection(loss, kept)
 
 

@@ -1,0 +1,168 @@
+"""The doctor: each fault is fed to it, and a sound sequence gets no finding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from leadline.data.rendered import Camera, render_sequence
+from leadline.training.batches import Clip
+from leadline.training.doctor import Finding, examine, motion_between, watch
+
+H, W = 96, 320
+GOOD = {
+    "mask_share": 0.3,
+    "disparity_mean": 0.2,
+    "disparity_spread": 0.4,
+    "pose_travel": 0.05,
+    "pose_parallax": 0.01,
+    "pose_turn_deg": 0.5,
+}
+
+
+def texture(seed: int = 0, margin: int = 80) -> torch.Tensor:
+    """Something to cut shifted frames from: detail at two scales, 3 x (H + margins) x (W + margins)."""
+    r = torch.Generator().manual_seed(seed)
+    h, w = H + 2 * margin, W + 2 * margin
+    coarse = F.interpolate(torch.rand(1, 3, h // 8, w // 8, generator=r), (h, w), mode="bicubic", align_corners=False)
+    return (0.7 * coarse + 0.3 * torch.rand(1, 3, h, w, generator=r))[0].clamp(0, 1)
+
+
+def shifted(dx: int, dy: int = 0, margin: int = 80) -> torch.Tensor:
+    return texture()[:, margin + dy : margin + dy + H, margin + dx : margin + dx + W]
+
+
+def clip_of(image: torch.Tensor, *sources: torch.Tensor) -> Clip:
+    stacked = torch.stack(sources)[None]
+    camera = torch.tensor([[[0.6 * W, 0, W / 2], [0, 0.6 * W, H / 2], [0, 0, 1]]])
+    return Clip(
+        torch.tensor([0]),
+        image[None],
+        stacked,
+        torch.cat([image[None, None], stacked], 1),
+        (-1, 1),
+        camera,
+        torch.full((1, 2, 4, 4), math.nan),
+    )
+
+
+def good() -> Clip:
+    return clip_of(shifted(0), shifted(-9), shifted(9))
+
+
+def what(findings: list[Finding]) -> str:
+    return "; ".join(finding.what for finding in findings)
+
+
+def with_camera(fx: float, fy: float, cx: float, cy: float) -> Clip:
+    return replace(good(), intrinsics=torch.tensor([[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]]))
+
+
+def test_a_sound_clip_has_no_finding() -> None:
+    assert examine([good()]) == []
+    assert examine([]) == []
+
+
+def test_a_rendered_drive_has_no_finding() -> None:
+    samples = render_sequence(3, frames=5, height=96, width=320, camera=Camera(0.6, 2.0))
+    frames = [torch.from_numpy(s.image.transpose(2, 0, 1).copy()).float() / 255 for s in samples]
+    clips = [clip_of(frames[t], frames[t - 1], frames[t + 1]) for t in (1, 2, 3)]
+    assert examine(clips) == []
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(0, 0), (5, 0), (-12, 3), (20, -6)])
+def test_motion_is_measured(dx: int, dy: int) -> None:
+    moved, lost = motion_between(shifted(0)[None], shifted(dx, dy)[None])
+    assert float(moved) == pytest.approx(math.hypot(dx, dy) / W, abs=0.5 / W)
+    assert float(lost) < 0.3
+
+
+def test_static_frames() -> None:
+    noise = 0.01 * torch.randn(2, 3, H, W, generator=torch.Generator().manual_seed(1))
+    still = clip_of(shifted(0), shifted(0) + noise[0], shifted(0) + noise[1])
+    assert "static or too slow" in what(examine([still] * 3))
+
+
+def test_a_camera_that_moves_too_seldom() -> None:
+    still = clip_of(shifted(0), shifted(0), shifted(0))
+    (finding,) = examine([still, still, good()])
+    assert finding.what == "the camera moves too seldom"
+    assert "33%" in finding.figure
+    assert examine([still, good(), good()]) == []
+
+
+def test_too_fast_motion() -> None:
+    assert "too fast" in what(examine([clip_of(shifted(0), shifted(-70), shifted(70))]))
+
+
+def test_frames_of_another_scene() -> None:
+    other = texture(seed=7)[:, :H, :W]
+    assert "do not match" in what(examine([clip_of(shifted(0), other, other.flip(-1))]))
+
+
+@pytest.mark.parametrize(
+    ("camera", "words"),
+    [
+        ((0.58, 1.92, 0.5, 0.5), "normalised"),
+        ((0.58 * W, 1.92 * H, 0.5, 0.5), "normalised"),
+        ((0.1 * W, 0.1 * W, W / 2, H / 2), "focal length"),
+        ((5 * W, 5 * W, W / 2, H / 2), "focal length"),
+        ((0.6 * W, 0.6 * W, 0.95 * W, H / 2), "principal point"),
+        ((0.6 * W, 0.6 * W, W / 2, 0.1 * H), "principal point"),
+        ((-0.6 * W, 0.6 * W, W / 2, H / 2), "impossible"),
+        ((math.nan, 0.6 * W, W / 2, H / 2), "impossible"),
+    ],
+)
+def test_wrong_intrinsics(camera: tuple[float, float, float, float], words: str) -> None:
+    (finding,) = examine([with_camera(*camera)])
+    assert words in finding.what
+    assert finding.mend
+
+
+def test_black_and_flat_frames() -> None:
+    black = torch.zeros(3, H, W)
+    assert "black frames" in what(examine([clip_of(black, black, black)]))
+    grey = torch.full((3, H, W), 0.5)
+    assert "show nothing" in what(examine([clip_of(grey, grey, grey)]))
+
+
+def test_little_texture() -> None:
+    def mostly_flat(dx: int) -> torch.Tensor:
+        frame = torch.full((3, H, W), 0.4)
+        frame[:, : H // 4] = shifted(dx)[:, : H // 4]
+        return frame
+
+    assert "little texture" in what(examine([clip_of(mostly_flat(0), mostly_flat(-9), mostly_flat(9))]))
+
+
+def test_unsteady_exposure() -> None:
+    assert "exposure" in what(examine([clip_of(shifted(0) * 0.5, shifted(-9), shifted(9))]))
+
+
+def test_healthy_training_has_no_finding() -> None:
+    assert watch([GOOD] * 20) == []
+    assert watch([]) == []
+    assert watch([{"silog": 1.0}]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mask_share": 0.97}, "masked"),
+        ({"disparity_spread": 0.001}, "collapses"),
+        ({"disparity_mean": 0.0101}, "black disparity"),
+        ({"disparity_mean": 9.9}, "glaring disparity"),
+        ({"pose_parallax": 1e-7}, "no motion"),
+        ({"pose_parallax": 3.0}, "too far"),
+        ({"pose_turn_deg": 45.0}, "turns too far"),
+    ],
+)
+def test_what_goes_wrong_in_training(change: dict[str, float], words: str) -> None:
+    (finding,) = watch([GOOD | change] * 5)
+    assert words in finding.what
+    assert finding.mend in str(finding) or finding.mend[1:] in str(finding)
+    assert watch([GOOD | change, *[GOOD] * 5]) == []  # one bad iteration is no finding
