@@ -157,6 +157,10 @@ class TestPictures:
         with pytest.raises(DataError):
             calibration_inputs(tmp_path, CONTRACT)
 
+    def test_a_folder_without_pictures_says_so(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"no pictures to calibrate with .* Name a folder with pictures"):
+            calibration_inputs(tmp_path, CONTRACT)
+
     def test_a_broken_picture_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "broken.png").write_bytes(b"not a picture")
         with pytest.raises(ImageReadError, match=r"bad calibration picture: .*broken\.png.*Move it out") as raised:

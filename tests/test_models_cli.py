@@ -143,3 +143,34 @@ def test_help_ends_in_commands(verb):
     done = CliRunner().invoke(app, [verb, "--help"])
     assert done.exit_code == 0
     assert f"leadline {verb}" in done.stdout.split("Examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "mend"),
+    [
+        (("models", "EMPTY"), "See `leadline models`"),
+        (("models", "no/where"), "Check the path"),
+        (("export", "EMPTY", "-r", "torch"), "Give a name from `leadline models`"),
+        (("predict", "a.png", "-m", "EMPTY"), "Give a name from `leadline models`"),
+        (("predict", "a.png", "-m", "TEXT"), "Give a name from `leadline models`"),
+        (("predict", "a.png", "-m", "no/where"), "Check the path"),
+        (("predict", "a.png", "-m", ""), "Give a name from `leadline models`"),
+        (("predict", "a.png", "-m", "https://huggingface.co/a/b"), "For a Hugging Face model write hf:OWNER/NAME"),
+        (("predict", "a.png", "-m", "hf:nonsense"), "Write hf:OWNER/NAME"),
+        (("predict", ""), "Name a picture"),
+        (("predict", "a.png", "--threads", "9999"), "See leadline predict --help"),
+        (("convert", "TEXT", "--out", "c"), "Give a .pth"),
+        (("convert", "no.pth", "--out", "c"), "Check the path"),
+        (("evaluate", "x", "--data", "rendered", "--protocol", "nyu"), "Did you mean 'nyu-eigen'"),
+    ],
+)
+def test_a_wrong_name_is_one_line_with_its_mend(tmp_path, monkeypatch, words, mend):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "a.png").write_bytes(b"")
+    known = {"EMPTY": "empty", "TEXT": "text.txt"}
+    done = CliRunner().invoke(app, [known.get(word, word) for word in words], prog_name="leadline")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert mend in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -87,6 +87,7 @@ def closest(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the list of what is known where nothing is close."""
     options = sorted(known)
     near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    near = near or [option for option in options if word and option.startswith(word)][:1]
     if near:
         return f"did you mean {near[0]!r}?"
     more = f", and {len(options) - MOST_NAMED} more" if len(options) > MOST_NAMED else ""

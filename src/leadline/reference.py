@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from leadline.runtimes.base import Session
 
 HUGGING_FACE, RANDOM = "hf:", "random:"
+_TAKEN = "give a name from `leadline models`, a checkpoint or bundle folder, an .onnx file, or hf:OWNER/NAME"
 _CONTRACT_EXAMPLE = (
     '{"name": "my-model", "input": {"height": 224, "width": 320, "mean": [0.485, 0.456, 0.406], '
     '"std": [0.229, 0.224, 0.225]}, "output": {"kind": "metric_depth"}}'
@@ -181,6 +182,11 @@ def _at_size(contract: Contract, size: tuple[int, int]) -> Contract:
 
 def _names_nothing(ref: str, path: Path, packaged: dict[str, Path]) -> ModelReferenceError:
     what = "no model"
+    if not ref.strip():
+        return ModelReferenceError(what, why="the reference is empty", mend=_TAKEN)
+    if "://" in ref:
+        mend = "for a Hugging Face model write hf:OWNER/NAME; anything else, download it first"
+        return ModelReferenceError(what, where=ref, why="a URL is no model reference", mend=mend)
     if path.is_dir():
         inside = sorted(child.name for child in path.iterdir() if manifest_kind(child))
         if inside:
@@ -188,14 +194,14 @@ def _names_nothing(ref: str, path: Path, packaged: dict[str, Path]) -> ModelRefe
                 what, where=ref, why="the folder itself is none", mend=f"did you mean {path / inside[0]}?"
             )
         why = "the folder holds no manifest.json of Leadline and no Hugging Face config.json"
-        return ModelReferenceError(what, where=ref, why=why)
+        return ModelReferenceError(what, where=ref, why=why, mend=_TAKEN)
     if path.suffix in (".pth", ".pt", ".tar", ".safetensors", ".ckpt", ".bin"):
         mend = f"make a checkpoint of it: leadline convert {ref} --out DIR"
         return ModelReferenceError(what, where=ref, why="weights without a contract", mend=mend)
     if path.exists():
-        return ModelReferenceError(what, where=ref, why=f"a {path.suffix or 'plain'} file is no model reference")
+        return ModelReferenceError(what, where=ref, why=f"a {path.suffix or 'plain'} file", mend=_TAKEN)
     if path.suffix or len(path.parts) > 1:
-        return ModelReferenceError(what, where=ref, why="no such file or folder")
+        return ModelReferenceError(what, where=ref, why="no such file or folder", mend=f"check the path; {_TAKEN}")
     mend = closest(ref, packaged) if packaged else "see `leadline models`"
     known = variants()
     if ref in known:

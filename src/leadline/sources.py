@@ -67,6 +67,10 @@ def refuse_overwriting_sources(items: Iterable[Item], outputs: Callable[[Path], 
 
 def _matches(source: str, out: Path, recursive: bool) -> list[tuple[Path, Path]]:
     """(file, its path relative to what named it) for one source."""
+    if not source.strip():
+        raise DataError(
+            "no picture", why="the name is empty", mend="name a picture, a folder (. is this one) or a glob"
+        )
     if _URL.match(source):
         why, mend = "it is a URL, and nothing is fetched over the network", "download it first and name the file"
         raise DataError("cannot read", where=source, why=why, mend=mend)

@@ -116,7 +116,11 @@ def _details(name: str) -> dict[str, Any]:
     known = variants()
     if name in known:
         return _variant(name)
-    mend = closest(name, [*packaged, *known]) if Path(name).parts == (name,) else ""
+    if folder.exists():
+        why = "it is no checkpoint or bundle folder (no manifest.json of Leadline in it)"
+        mend = "see `leadline models`; weights from elsewhere become a checkpoint by `leadline convert`"
+        raise ModelReferenceError("no model", where=name, why=why, mend=mend)
+    mend = closest(name, [*packaged, *known]) if Path(name).parts == (name,) else "check the path"
     raise ModelReferenceError("no model", where=name, why="neither a packaged model, a variant nor a folder", mend=mend)
 
 

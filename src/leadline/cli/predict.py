@@ -63,7 +63,7 @@ def command(
     size: Size = None,
     threads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--threads", "-t", min=0, help="Threads of the engine; all cores but one if not given."),
+        typer.Option("--threads", "-t", min=0, max=256, help="Threads of the engine; all cores but one if not given."),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Take the folders below as well.")] = False,
     json: Json = False,

@@ -104,7 +104,8 @@ def download(repository: str) -> Path:
         UnavailableError: huggingface_hub is missing, or the hub cannot be reached.
     """
     if not re.fullmatch(REPOSITORY, repository):
-        raise ModelReferenceError("no Hugging Face model", where=repository, why="neither a folder nor owner/name")
+        why, mend = "neither a folder nor owner/name", "write hf:OWNER/NAME, as on huggingface.co"
+        raise ModelReferenceError("no Hugging Face model", where=repository, why=why, mend=mend)
     _require("huggingface_hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError

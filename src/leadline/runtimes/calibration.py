@@ -82,7 +82,14 @@ def _pictures(source: str | Path | None, count: int, seed: int, split: str | Non
         return
     from leadline.data.dataset import open_dataset
 
-    dataset = open_dataset(str(source), split)
+    try:
+        dataset = open_dataset(str(source), split)
+    except DataError as error:
+        if not Path(source).is_dir():
+            raise
+        why = "no picture lies in the folder, and no data set format knows it"
+        mend = "name a folder with pictures, or FORMAT:PATH of a data set"
+        raise DataError("no pictures to calibrate with", where=source, why=why, mend=mend) from error
     if not len(dataset):
         raise DataError("no pictures to calibrate with", where=source, mend="name a folder with pictures")
     for index in _choice(len(dataset), count, seed):
