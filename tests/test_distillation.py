@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+import tiny_datasets
+from leadline.checkpoint import load_checkpoint, save_checkpoint
+from leadline.depth import Kind
+from leadline.errors import ConfigError
 from leadline.losses.features import feature_alignment
 from leadline.losses.scale_invariant import (
     gradient_matching,
@@ -13,6 +18,13 @@ from leadline.losses.scale_invariant import (
     scale_and_shift_invariant,
     trimmed_scale_and_shift_invariant,
 )
+from leadline.models import depth_anything
+from leadline.models.outputs import Outputs, outputs
+from leadline.training.batches import Batch
+from leadline.training.config import TrainConfig
+from leadline.training.objectives import Objective, Seen, distillation
+from leadline.training.run import run, starting_point
+from tiny_models import cnn, vit
 
 READINGS = ("median-scale", "mad-minmax", "minmax")
 
@@ -213,3 +225,158 @@ def test_features_within_the_margin_cost_nothing_and_the_teacher_gets_no_gradien
     assert loss.item() == 0
     assert theirs.grad is None
     assert torch.equal(ours.grad, torch.zeros_like(ours))
+
+
+# --- objectives ---
+
+
+def seen(maps, target, kinds, *, kind=Kind.RELATIVE_DISPARITY, valid=None, image=None, modules=None, features=()):
+    valid = torch.ones_like(target, dtype=torch.bool) if valid is None else valid
+    image = torch.zeros(len(kinds), 3, *target.shape[-2:]) if image is None else image
+    batch = Batch(image, target, valid, kinds, ("",) * len(kinds))
+    said = Outputs(tuple(maps), features=tuple(features))
+    return Seen(said, kind, batch, torch.nn.ModuleDict(modules or {}), torch.nn.Identity())
+
+
+def objective(**options):
+    return TypeAdapter(Objective).validate_python(options)
+
+
+def test_zeros_of_the_teacher_are_left_out_or_not():
+    target = torch.tensor([[[[0.0, 1.0, 2.0, 4.0]]]])
+    prediction = torch.tensor([[[[9.0, 1.0, 2.0, 4.0]]]])
+    look = seen([prediction], target, (Kind.RELATIVE_DISPARITY,))
+    masked = objective(loss="median-centred", reading="minmax")
+    assert masked.term(look).item() == pytest.approx(0.0, abs=1e-6)
+    assert masked.count(look.batch) == 3
+    # all four: target 0, 1/4, 1/2, 1; prediction 1, 0, 1/8, 3/8
+    whole = objective(loss="median-centred", reading="minmax", mask_zero=False)
+    assert whole.term(look).item() == pytest.approx((1 + 1 / 4 + 3 / 8 + 5 / 8) / 4, abs=1e-6)
+
+
+def test_every_map_can_be_supervised():
+    target = torch.linspace(1, 2, 64).reshape(1, 1, 8, 8)
+    coarse = torch.full((1, 1, 4, 4), 1.0)
+    look = seen([target, coarse], target, (Kind.SCALED_DISPARITY,), kind=Kind.SCALED_DISPARITY)
+    finest = objective(loss="median-centred", reading="median-scale")
+    assert finest.term(look).item() == pytest.approx(0.0, abs=1e-6)
+    both = objective(loss="median-centred", reading="median-scale", all_maps=True)
+    median = np.sort(target.numpy().ravel())[31]
+    expected = np.abs(target.numpy() / median - 1).mean() / 2
+    assert both.term(look).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_metric_network_learns_relative_labels_in_disparity():
+    depth = torch.linspace(1, 10, 96).reshape(1, 1, 8, 12)
+    look = seen([depth], 3 / depth + 5, (Kind.RELATIVE_DISPARITY,), kind=Kind.METRIC_DEPTH)
+    assert objective(loss="ssi-trimmed").term(look).item() == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"loss": "ssi-trimmed", "trim": 1.0}, {"loss": "median-centred", "reading": "mean"}, {"loss": "features"}],
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValidationError):
+        objective(**options)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "vit"
+    model = vit()
+    save_checkpoint(folder, model.model, architecture="depth-anything-v2", config=model.config, contract=model.contract)
+    return str(folder)
+
+
+def test_the_live_teacher_sees_the_picture_that_the_network_sees(teacher):
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
+    ours, theirs = cnn().contract, vit().contract
+    bgr = ours.model_copy(update={"input": ours.input.model_copy(update={"channels": "bgr", "value_max": 255.0})})
+    for contract in (ours, bgr):
+        given = torch.from_numpy(contract.normalise(pixels))[None]
+        found = distillation._for_teacher(given, contract, theirs)
+        assert np.allclose(found[0].numpy(), theirs.normalise(pixels), atol=1e-4)
+    given = torch.zeros(1, 3, 64, 96)  # to multiples of 14
+    assert distillation._for_teacher(given, ours, theirs).shape[-2:] == (70, 98)
+
+
+def test_features_of_the_teacher_itself_are_aligned(teacher):
+    term = objective(loss="features", teacher=teacher, level=-1, margin=1.0)
+    model, contract = vit().model, vit().contract
+    modules = term.modules_for(model, contract)
+    (projection,) = modules.values()
+    torch.nn.init.dirac_(projection.convolution.weight)
+    torch.nn.init.zeros_(projection.convolution.bias)
+    image = torch.rand(2, 3, 56, 84)
+    features = outputs(model, image).features
+    target = torch.zeros(2, 1, 56, 84)
+    look = seen([target], target, (Kind.METRIC_DEPTH,) * 2, image=image, modules=modules, features=features)
+    assert term.term(look).item() == pytest.approx(0.0, abs=1e-4)
+    torch.nn.init.dirac_(projection.convolution.weight).data.neg_()
+    assert term.term(look).item() == pytest.approx(2.0, abs=1e-4)
+
+
+def test_a_level_that_does_not_exist_is_named(teacher):
+    term = objective(loss="features", teacher=teacher, teacher_level=4)
+    with pytest.raises(ConfigError, match=r"level 4.*it has 4"):
+        term.modules_for(cnn().model, cnn().contract)
+
+
+def run_config(teacher, data, **changes):
+    return TrainConfig.model_validate(
+        {
+            "model": "fastdepth-pruned",
+            "size": [64, 96],
+            "sources": [{"data": data}],
+            "objectives": [
+                {"loss": "ssi-trimmed", "trim": 0.1, "cell": 4},
+                {"loss": "gradient", "weight": 2.0},
+                {"loss": "median-centred", "reading": "mad-minmax", "clip": 3.0},
+                {"loss": "features", "teacher": teacher, "weight": 0.5},
+            ],
+            "iterations": 3,
+            "batch": 2,
+            "threads": 1,
+            "save_every": 2,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A folder of pictures with relative disparity, as `pseudo:` reads it."""
+    rng = np.random.default_rng(4)
+    for number in range(4):
+        tiny_datasets.picture(tmp_path / "pictures" / f"{number}.png", 64, 96, number)
+        tiny_datasets.png16(tmp_path / "labels" / f"{number}.png", rng.integers(1, 60000, (64, 96)))
+    return f"pseudo:{tmp_path / 'pictures'},{tmp_path / 'labels'}"
+
+
+def test_a_run_distils_trains_the_projection_and_resumes_bit_exactly(teacher, labelled, tmp_path):
+    whole, _ = run(run_config(teacher, labelled), tmp_path / "whole")
+    run(run_config(teacher, labelled, iterations=2), tmp_path / "cut")
+    resumed, folder = run(run_config(teacher, labelled), tmp_path / "cut")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    (name,) = resumed.auxiliary
+    assert torch.equal(resumed.auxiliary[name].convolution.weight, whole.auxiliary[name].convolution.weight)
+    start = run_config(teacher, labelled).objectives[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)  # the run's seed 0, moved aside by one
+        fresh = start.modules_for(whole.model, whole.contract)[name]
+    assert not torch.equal(fresh.convolution.weight, resumed.auxiliary[name].convolution.weight)
+    assert set(load_checkpoint(folder).auxiliary()) == {name}
+
+
+def test_a_student_starts_as_a_cut_of_its_teacher_and_says_so(teacher, monkeypatch):
+    monkeypatch.setitem(depth_anything.VARIANTS, "depth-anything-v2-tiny", vit().config)
+    config = run_config(teacher, "rendered", model="depth-anything-v2-tiny", truncate_from=teacher)
+    start = starting_point(config)
+    for name, value in vit().model.state_dict().items():
+        assert torch.equal(start.model.state_dict()[name], value), name
+    assert start.lineage[-1]["step"] == "truncate"
+    assert start.lineage[-1]["fresh"] == 0
+    with pytest.raises(ConfigError, match="`truncate_from` needs a variant"):
+        starting_point(config.model_copy(update={"model": teacher}))

@@ -82,6 +82,9 @@ class TrainConfig(_Options):
         default_factory=dict, description="keys of a variant's own configuration that differ, as in {kind: ...}"
     )
     name: str | None = Field(default=None, description="name of the result; the model's where absent")
+    truncate_from: str | None = Field(
+        default=None, description="teacher whose weights are cut to a variant's size: leading slices, blocks evenly"
+    )
     imagenet: bool = Field(default=False, description="start the encoder from ImageNet weights")
     sources: list[Source] = Field(min_length=1)
     objectives: list[Objective] = Field(default_factory=lambda: [Silog()], min_length=1)

@@ -116,7 +116,7 @@ def fit(
     _check_batch(config, team)
     lock = output_lock(out) if team.leads else nullcontext()
     with team, lock, Stop(patient=launched(), quiet=not team.leads) as stop:
-        learner = prepare(config, start.model, start.auxiliary, team)
+        learner = prepare(config, start.model, start.auxiliary, team, contract)
         begun = done = resume(out / STATE, config, learner)
         mix = Mix(config, contract, size, rows=team.rows(config.batch))
         if team.leads:

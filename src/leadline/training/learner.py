@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from leadline.contract import Contract
     from leadline.training.config import TrainConfig
     from leadline.training.team import Team
 
@@ -68,7 +69,13 @@ class Learner:
         return best.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
 
 
-def prepare(config: TrainConfig, model: nn.Module, weights: Mapping[str, Any], team: Team) -> Learner:
+def prepare(
+    config: TrainConfig,
+    model: nn.Module,
+    weights: Mapping[str, Any],
+    team: Team,
+    contract: Contract | None = None,
+) -> Learner:
     """Put everything in place for the first iteration.
 
     Args:
@@ -76,11 +83,12 @@ def prepare(config: TrainConfig, model: nn.Module, weights: Mapping[str, Any], t
         model: the network that it starts from.
         weights: tensors of auxiliary modules by name, from the checkpoint that the run starts at.
         team: the processes of the run.
+        contract: of the network, for objectives that look at its pictures or features.
 
     Raises:
         CheckpointError: auxiliary weights that do not fit the module of that name.
     """
-    auxiliary = _auxiliary(config, weights)
+    auxiliary = _auxiliary(config, model, contract, weights)
     form = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(team.device, memory_format=form).train()  # type: ignore[call-overload]
     auxiliary = auxiliary.to(team.device, memory_format=form).train()  # type: ignore[call-overload]
@@ -100,12 +108,14 @@ def prepare(config: TrainConfig, model: nn.Module, weights: Mapping[str, Any], t
     )
 
 
-def _auxiliary(config: TrainConfig, weights: Mapping[str, Any]) -> nn.ModuleDict:
+def _auxiliary(
+    config: TrainConfig, model: nn.Module, contract: Contract | None, weights: Mapping[str, Any]
+) -> nn.ModuleDict:
     found = nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((config.seed << 32) + AUXILIARY_SEED)
         for objective in config.objectives:
-            for name, module in objective.modules().items():
+            for name, module in objective.modules_for(model, contract).items():
                 if name not in found:
                     found[name] = module
     for name, module in found.items():

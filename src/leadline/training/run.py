@@ -76,6 +76,7 @@ def starting_point(config: TrainConfig) -> Start:
         ConfigError: ImageNet weights were asked for an architecture that has none; `network` has a key or value that
             the architecture does not know, or stands beside a reference.
         ModelReferenceError: the name is neither.
+        CheckpointError: the teacher that the network is to be cut from has nothing that fits.
     """
     import torch
 
@@ -88,10 +89,12 @@ def starting_point(config: TrainConfig) -> Start:
         module = architecture(name)
         model, contract = module.build(chosen), module.contract(chosen)
         contract = contract.model_copy(update={"name": config.name or config.model})
-        start = Start(model, contract, name, chosen)
-    elif config.network:
+        lineage = (_cut_from(config.truncate_from, model),) if config.truncate_from else ()
+        start = Start(model, contract, name, chosen, lineage)
+    elif config.network or config.truncate_from:
+        key = "network" if config.network else "truncate_from"
         why = "the network of a checkpoint is what it is"
-        raise ConfigError("`network` needs a variant", where=config.model, why=why, mend="leave `network` out")
+        raise ConfigError(f"`{key}` needs a variant", where=config.model, why=why, mend=f"leave `{key}` out")
     else:
         from leadline.reference import load_model
 
@@ -107,6 +110,17 @@ def starting_point(config: TrainConfig) -> Start:
             raise ConfigError("no ImageNet weights", where=config.model, mend="set `imagenet: false`")
         load(start.model)
     return start
+
+
+def _cut_from(teacher: str, student: nn.Module) -> dict[str, Any]:
+    """Fill the student with slices of the teacher's weights; the step of the lineage that says so."""
+    from leadline.models.truncation import truncate
+    from leadline.reference import load_model
+
+    loaded = load_model(teacher)
+    found = truncate(student, loaded.model)
+    before = list(loaded.lineage)
+    return {"step": "truncate", "from": loaded.name, "copied": found.copied, "fresh": len(found.fresh), "of": before}
 
 
 def auxiliary_weights(reference: str) -> dict[str, dict[str, Tensor]]:

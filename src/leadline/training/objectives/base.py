@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from leadline.contract import Contract
     from leadline.depth import Kind
     from leadline.models.outputs import Outputs
     from leadline.training.batches import Batch
@@ -57,6 +58,10 @@ class Term(BaseModel):
         Objectives that name the same module share the first one's.
         """
         return {}
+
+    def modules_for(self, model: nn.Module, contract: Contract | None) -> dict[str, nn.Module]:
+        """The same, where what is trained depends on the network and its contract (channels of features)."""
+        return self.modules()
 
     def count(self, batch: Batch) -> float:
         """Over how many items the term is a mean: pictures here; valid pixels for a masked mean, rows for a clip."""
