@@ -55,6 +55,7 @@ _STATE_KEYS = (
 # What zipfile and torch raise on damaged bytes; MalformedPickleError is a ValueError.
 _DAMAGE = (ValueError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError, IndexError)
 _MAX_MODULES, _MAX_DEPTH = 100_000, 64
+_PLAIN = (int, float, bool, str)
 _MEND = "ask for a safetensors file, or save its state_dict() where you trust it"
 
 
@@ -65,10 +66,12 @@ class TorchWeights:
     Args:
         state: key to tensor, the `module.` of DataParallel removed.
         module: class name of the pickled module, as the file writes it; empty for a state dict.
+        facts: whole numbers, reals, flags and texts that stand among the tensors of a state dict, by name.
     """
 
     state: dict[str, torch.Tensor] = field(repr=False)
     module: str = ""
+    facts: dict[str, int | float | bool | str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -95,8 +98,8 @@ def read_torch_file(path: Path) -> TorchWeights:
             _check_head(path, head)
             stream.seek(0)
             root = _read_zip(stream, size) if head.startswith(b"PK") else _read_stream(stream, size)
-        module, plans = _named_plans(root)
-        return TorchWeights(_tensors(plans, size), module)
+        module, plans, facts = _named_plans(root)
+        return TorchWeights(_tensors(plans, size), module, facts)
     except RefusedPickleError as error:
         why = f"it uses {error}, which is no tensor, plain container or network class; nothing in it was executed"
         raise CheckpointError("refused to read", where=path, why=why, mend=_MEND) from error
@@ -120,7 +123,8 @@ def _check_head(path: Path, head: bytes) -> None:
         why = "it is a tar archive (PyTorch's form before 0.2, or something else)"
         raise CheckpointError(what, where=path, why=why, mend="unpack it, or save it again with a newer PyTorch")
     if not head.startswith((b"PK", b"\x80")):
-        raise CheckpointError(what, where=path, why="it is neither PyTorch's zip form nor its stream form")
+        why, mend = "it is neither PyTorch's zip form nor its stream form", "give a .pth, .pt or .safetensors file"
+        raise CheckpointError(what, where=path, why=why, mend=mend)
 
 
 def _read_zip(stream: BinaryIO, size: int) -> Any:
@@ -213,8 +217,8 @@ def _same_kind(storage: _Storage, kind: str, numel: int) -> _Storage:
     return storage
 
 
-def _named_plans(root: Any) -> tuple[str, dict[str, TensorPlan]]:
-    """Class name of the module (or nothing) and its tensors by name, wherever in the file's dictionary they stand."""
+def _named_plans(root: Any) -> tuple[str, dict[str, TensorPlan], dict[str, int | float | bool | str]]:
+    """Class name of the module (or nothing), its tensors by name wherever they stand, and the plain values among them."""
     found, name = root, ""
     for _ in range(4):
         if isinstance(found, Record):
@@ -231,7 +235,8 @@ def _named_plans(root: Any) -> tuple[str, dict[str, TensorPlan]]:
         raise MalformedPickleError("it holds no network: no tensors were found")
     while all(key.startswith("module.") for key in plans):
         plans = {key.removeprefix("module."): plan for key, plan in plans.items()}
-    return name, plans
+    among = found.items() if isinstance(found, dict) else ()
+    return name, plans, {key: value for key, value in among if isinstance(key, str) and type(value) in _PLAIN}
 
 
 def _module_plans(root: Record) -> Iterator[tuple[str, TensorPlan]]:

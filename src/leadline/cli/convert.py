@@ -1,4 +1,4 @@
-"""`leadline convert`: an official `.pth`, `.pth.tar` or safetensors file to a checkpoint, without executing it."""
+"""`leadline convert`: official `.pth`, `.pth.tar` or safetensors files to a checkpoint, without executing them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ EXAMPLES = (
     "leadline convert mobilenet-nnconv5dw-skipadd-pruned.pth.tar --out models/fastdepth-pruned",
     "leadline convert depth_anything_v2_vits.pth --out models/dav2-small --half",
     "leadline convert depth_anything_v2_metric_hypersim_vits.pth --out models/dav2-indoor --metric-max-depth 20",
+    "leadline convert weights/lite-mono_640x192 --out models/lite-mono",
     "leadline predict picture.jpg --model models/fastdepth-pruned",
 )
 HELP = """Turn an official .pth file into a safe checkpoint.
@@ -21,11 +22,15 @@ HELP = """Turn an official .pth file into a safe checkpoint.
 Reads PyTorch's zip form and the stream form of PyTorch before 1.6, state dicts and whole pickled modules, and
 safetensors. Nothing in the file is executed: only tensors, plain containers and the names of network classes are
 read, everything else is refused. The architecture is recognised by tensor names and shapes, pruned networks included.
+For Lite-Mono, give the folder that holds encoder.pth and depth.pth; pose_encoder.pth and pose.pth beside them are kept
+for training that starts from the checkpoint.
 """
 
 
 def command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=".pth, .pt, .pth.tar, .bin or .safetensors.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=".pth, .pt, .pth.tar, .bin, .safetensors, or a Lite-Mono folder.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the checkpoint.")],
     architecture: Annotated[
         Optional[str],  # noqa: UP045  typer reads the annotation at run time

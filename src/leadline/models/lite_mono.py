@@ -1,4 +1,4 @@
-"""Lite-Mono: a light hybrid of dilated convolutions and channel attention (Zhang et al. 2023; SPEC.md sections 3 and 5).
+"""Lite-Mono: a light hybrid of dilated convolutions and channel attention (Zhang et al. 2023; SPEC.md 3, 5).
 
 A network is decided by its `Config` alone, channel counts included. Tensors have the published names: those of
 `encoder.pth` under `encoder.`, those of `depth.pth` under `depth.`. The published encoder normalises its input inside;
@@ -15,7 +15,7 @@ from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
 from leadline.models.lite_mono_blocks import DilatedBlock, GlobalBlock, SpatialAttention
 from leadline.models.lite_mono_config import VARIANTS, Config
-from leadline.models.lite_mono_decoder import Decoder, ReflectConv, ReflectConvElu
+from leadline.models.lite_mono_decoder import Decoder
 from leadline.models.outputs import Outputs
 
 __all__ = ["VARIANTS", "Config", "LiteMono", "build", "contract"]
@@ -94,7 +94,9 @@ def _stages(config: Config) -> list[nn.Sequential]:
     depth = sum(len(hidden) for hidden in config.hidden)
     rates = iter([config.drop_path * k / max(depth - 1, 1) for k in range(depth)])
     stages = []
-    for stage, (width, hidden, dilations) in enumerate(zip(config.widths, config.hidden, config.dilations, strict=True)):
+    for stage, (width, hidden, dilations) in enumerate(
+        zip(config.widths, config.hidden, config.dilations, strict=True)
+    ):
         blocks: list[nn.Module] = [
             DilatedBlock(width, inner, dilation, next(rates))
             for inner, dilation in zip(hidden[:-1], dilations, strict=True)

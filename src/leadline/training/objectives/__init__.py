@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from leadline.training.objectives.base import Seen, Term
+from leadline.training.objectives.bins import Chamfer
+from leadline.training.objectives.distillation import FeatureAlignment, MedianCentred, TrimmedScaleShiftInvariant
 from leadline.training.objectives.self_supervised import Photometric, Smoothness
 from leadline.training.objectives.supervised import L1, BerHu, GradientMatching, ScaleShiftInvariant, Silog
 
@@ -18,7 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["Objective", "Seen", "Term", "total_loss"]
 
 Objective = Annotated[
-    L1 | BerHu | Silog | ScaleShiftInvariant | GradientMatching | Photometric | Smoothness, Field(discriminator="loss")
+    L1
+    | BerHu
+    | Silog
+    | ScaleShiftInvariant
+    | GradientMatching
+    | TrimmedScaleShiftInvariant
+    | MedianCentred
+    | FeatureAlignment
+    | Photometric
+    | Smoothness
+    | Chamfer,
+    Field(discriminator="loss"),
 ]
 
 
