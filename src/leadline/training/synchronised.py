@@ -34,7 +34,7 @@ def _forward(norm: _BatchNorm, team: Team) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         if not norm.training:
             return plain(x)
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         own, spread = (flat := values.transpose(0, 1).flatten(1)).mean(1), flat.var(1, correction=0)
         number = flat.new_tensor([flat.shape[1]])
         *_, count = sums = team.add(torch.cat([own * number, number]))
