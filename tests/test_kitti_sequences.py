@@ -129,3 +129,23 @@ def test_a_real_clip_shows_three_different_moments_of_one_view(shared_data: Path
     assert (between > 0.01).all()  # the car drives
     assert (between < 0.2).all()  # through the same street
     assert clip.intrinsics[0, 0, 0] == pytest.approx(721.5377 / 1242 * 320, rel=1e-3)
+
+
+@pytest.mark.data
+def test_measured_depth_carries_the_left_picture_onto_the_right_one(shared_data: Path) -> None:
+    """Pixels with true depth, moved by the calibrated pose, meet their own colour; moved the other way they do not."""
+    data = open_dataset(f"kitti-raw:{shared_data / 'kitti_raw'}", "depth")
+    sample, right, pose = data[10], data.neighbour(10, "stereo"), data.relative_pose(10, "stereo")
+    assert sample.depth is not None
+    assert sample.intrinsics is not None
+    assert right is not None
+    assert pose is not None
+    rows, columns = np.nonzero((sample.depth.values > 4) & (sample.depth.values < 25))
+    z, k = sample.depth.values[rows, columns], sample.intrinsics
+    difference = []
+    for sign in (1, -1):
+        moved = columns + 0.5 + sign * k.fx * pose[0, 3] / z
+        inside = (moved > 1) & (moved < sample.image.shape[1] - 1)
+        there = right.image[rows[inside], np.floor(moved[inside]).astype(int)].astype(float)
+        difference.append(np.median(np.abs(there - sample.image[rows[inside], columns[inside]]).mean(1)))
+    assert difference[0] < 0.5 * difference[1]
