@@ -144,6 +144,8 @@ def test_bad_pictures_are_named_and_the_rest_go_on(tmp_path: Path, model: str) -
     assert (content["done"], content["failed"]) == (6, len(wanted))
     assert names(tmp_path / "out") == {f"good{index}.{end}" for index in range(6) for end in ("npy", "json")}
     failed = {Path(item["source"]).name: item["error"] for item in content["items"] if item["status"] == "failed"}
+    assert "81000000 pixels" in failed["bomb.png"] or "9000 x 9000" in failed["bomb.png"]
+    assert not [error for error in failed.values() if error.count(". ") == 0]  # each says how to mend it
     assert {name: text in failed[name] for name, text in wanted.items()} == dict.fromkeys(wanted, True)
     assert f"{len(wanted)} failed" in result.stderr
     assert "Traceback" not in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import struct
 import zlib
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ FORMATS = {
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
+_AGAIN = "copy it again from where it came"
 _log = logging.getLogger(__name__)
 
 
@@ -116,7 +118,7 @@ def _read_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise ImageReadError("cannot read the picture", where=path, why=str(error)) from error
     if not data:
-        raise ImageReadError("cannot read the picture", where=path, why="the file is empty (0 bytes)")
+        raise ImageReadError("cannot read the picture", where=path, why="the file is empty (0 bytes)", mend=_AGAIN)
     return data
 
 
@@ -128,25 +130,28 @@ def _decoding(path: Path) -> Iterator[None]:
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, str(error)) from error
+        pixels = re.search(r"\d+", str(error))  # Pillow refuses far larger ones before it tells their sides
+        raise _too_large(path, f"{pixels[0]} pixels" if pixels else str(error)) from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError) as error:
-        raise ImageReadError("cannot read the picture", where=path, why=f"damaged: {error}") from error
+        raise ImageReadError("cannot read the picture", where=path, why=f"damaged: {error}", mend=_AGAIN) from error
 
 
 def _too_large(path: Path, size: str) -> ImageReadError:
-    return ImageReadError("the picture is too large", where=path, why=f"{size}; at most {MAX_PIXELS} pixels are read")
+    why = f"{size}; at most {MAX_PIXELS} pixels are read"
+    return ImageReadError("the picture is too large", where=path, why=why, mend="make it smaller")
 
 
 def _open(path: Path, data: bytes, formats: tuple[str, ...]) -> PillowImage.Image:
     from PIL import Image, UnidentifiedImageError
 
     if data.startswith(SIGNATURE) and (why := damage(data)) is not None:
-        raise ImageReadError("cannot read the picture", where=path, why=why)
+        raise ImageReadError("cannot read the picture", where=path, why=why, mend=_AGAIN)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:
         why = f"its content is not {', '.join(formats)}, or its header is damaged"
-        raise ImageReadError("not a picture that can be read", where=path, why=why) from error
+        mend = "save it as PNG or JPEG"
+        raise ImageReadError("not a picture that can be read", where=path, why=why, mend=mend) from error
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f"{image.width} x {image.height}")
     return image

@@ -18,5 +18,4 @@ def folded(label: str, text: str) -> str:
         return label + text
     width = max(40, shutil.get_terminal_size().columns)
     indent = " " * len(label)
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(label + text, width, subsequent_indent=indent, drop_whitespace=True, **options)
+    return textwrap.fill(label + text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
