@@ -129,7 +129,7 @@ def test_pictures_without_ground_truth_are_compared_with_the_uncompressed_model(
     assert done.exit_code == 0, done.output
     for part in (
         "The pictures have no ground truth: accuracy here is protocol fidelity",
-        "x faster: than the first row, timed in turn",
+        "x faster: against the first row in the same rounds, in turn",
         "pictures only (fidelity)",
         "Caution: 3 pictures only",
     ):

@@ -63,6 +63,16 @@ def test_the_fastest_within_the_limits_is_recommended_and_the_sentence_says_why(
     assert "onnxruntime int8-dynamic 64x96 would be faster (3.0 ms) but δ1 drops by 0.300" in advice.sentence
 
 
+def test_fastest_is_judged_in_the_same_rounds() -> None:
+    """The machine was twice as busy while SLOWED was timed, and its reference with it."""
+    assert FAST.latency
+    latency = FAST.latency.model_copy(update={"p50": 8.0, "reference_p50": 80.0})
+    slowed = FAST.model_copy(update={"key": "slowed", "latency": latency})
+    advice = recommend([REFERENCE, FAST, slowed], REFERENCE, Limits())
+    assert advice.row is slowed
+    assert "10.0 times as fast" in advice.sentence
+
+
 def test_tighter_limits_change_the_choice() -> None:
     rows = [REFERENCE, FAST, WRONG, SAME]
     assert recommend(rows, REFERENCE, Limits(max_drop=0.001)).row is SAME

@@ -28,8 +28,8 @@ EXAMPLES = (
 )
 
 FOOT = (
-    "x faster: than the first row, timed in turn with each candidate so that a busy machine slows both; "
-    "the ms column divided by itself may say something else."
+    "x faster: against the first row in the same rounds, in turn, so that a busy machine slows both; "
+    "two medians of the ms column come from different rounds, and their quotient may differ."
 )
 
 

@@ -49,7 +49,8 @@ class Recommendation:
 def recommend(rows: Sequence[Measurement], reference: Measurement, limits: Limits) -> Recommendation:
     """Choose the fastest candidate that keeps to the limits; the reference itself is a candidate.
 
-    A drop is judged by its point estimate; the sentence says so where its interval reaches beyond the limit.
+    A drop is judged by its point estimate; the sentence says so where its interval reaches beyond the limit. Fastest is
+    the lowest ratio to the reference of the same rounds: on a busy machine medians of different rounds do not compare.
 
     Args:
         rows: the study.
@@ -60,12 +61,12 @@ def recommend(rows: Sequence[Measurement], reference: Measurement, limits: Limit
     faults = {row.key: _faults(row, limits) for row in measured}
     fitting = [row for row in measured if not faults[row.key]]
     if not fitting:
-        nearest = min(measured, key=lambda row: (len(faults[row.key]), _p50(row)), default=None)
+        nearest = min(measured, key=lambda row: (len(faults[row.key]), _ratio(row)), default=None)
         if nearest is None:
             return Recommendation(None, "Nothing could be measured; the rows below say why.")
         sentence = f"Nothing keeps to the limits. Nearest is {nearest.name}: {'; '.join(faults[nearest.key])}."
         return Recommendation(None, sentence, caution(nearest, reference, limits.max_drop))
-    best = min(fitting, key=lambda row: row.latency.p50 if row.latency else 0.0)
+    best = min(fitting, key=_ratio)
     sentence = _sentence(best, reference, limits, faults, measured)
     return Recommendation(best, sentence, caution(best, reference, limits.max_drop))
 
@@ -121,15 +122,15 @@ def _sentence(
     text = "; ".join(part for part in parts if part) + "."
     if change is not None and -change.low > limits.max_drop:
         text += f" The interval reaches beyond the allowed drop of {limits.max_drop:g}: measure on more pictures."
-    faster = [row for row in measured if faults[row.key] and row.latency and row.latency.p50 < best.latency.p50]
+    faster = [row for row in measured if faults[row.key] and _ratio(row) < best.latency.ratio]
     if faster:
-        loser = min(faster, key=lambda row: row.latency.p50 if row.latency else 0.0)
+        loser = min(faster, key=_ratio)
         text += f" {loser.name} would be faster ({_ms(loser)}) but {'; '.join(faults[loser.key])}."
     return text
 
 
-def _p50(row: Measurement) -> float:
-    return row.latency.p50 if row.latency else float("inf")
+def _ratio(row: Measurement) -> float:
+    return row.latency.ratio if row.latency else float("inf")
 
 
 def _ms(row: Measurement) -> str:

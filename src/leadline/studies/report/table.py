@@ -56,7 +56,7 @@ _KEY = (
     "were done; IQR: distance between the quartiles. Before / after: preparing the picture, and bringing the map to "
     "its size; not part of the times to the left. Ratio to reference: quotient of the medians of rounds in which "
     "both took turns, so that a busy machine slows both; below 1 is faster. Two p50 of this table come from different "
-    "rounds, and their quotient may differ.</p>"
+    "rounds, and their quotient may differ; what is recommended is judged by the ratio.</p>"
 )
 
 
