@@ -91,10 +91,13 @@ class Moment:
 
 
 class Format(Dataset):
-    """Sequences of pictures without depth; neighbours are the frames before and after in the same sequence.
+    """Sequences of pictures without depth: `frames:FOLDER?fov=60`, `frames:film.mp4?fov=60&every=2`.
 
-    A folder's pictures are read at their own size. A film is decoded once when the data set is opened, its frames
-    kept at `height` rows (480). `every=N` takes each N-th frame, of films and folders.
+    Each folder that holds pictures is a sequence, in natural order, and so is each film; neighbours are the frames
+    before and after. The camera, which self-supervision needs, is `fov` (horizontal, degrees), or `fx`, `fy`, `cx` and
+    `cy` in pixels, or stated in an intrinsics.txt (`fx fy cx cy`) or dataset.json beside the pictures. `every=N` takes
+    each N-th frame, `fps=N` at most N of a film's frames a second. A folder's pictures are read at their own size; a
+    film is decoded once, when the data set is opened, its frames kept at `height` rows (480).
     """
 
     format = "frames"
