@@ -105,6 +105,25 @@ def test_constant_prediction_is_flagged(protocol, value):
     assert all(math.isfinite(each.value) for each in found.summary().values())
 
 
+def test_a_student_at_the_wrong_scale_is_flagged_without_alignment_and_scored_with_it():
+    """Study A's table: the error of a student that answers about 0 is the truth's own mean (SPEC.md 7.3, 1)."""
+    student = Answers(lambda i: 5e-4 * true_depth(i))
+    plain = evaluate(student, Scenes(3), "nyu-eigen")
+    truth = evaluate(Answers(lambda i: 1.1 * true_depth(i)), Scenes(3), "nyu-eigen")  # error: a tenth of its mean
+    assert plain.summary()["mae"].value == pytest.approx(10 * truth.summary()["mae"].value, rel=2e-3)
+    assert plain.count("degenerate") == 3
+    assert truth.count("degenerate") == 0
+    aligned = evaluate(student, Scenes(3), "nyu-eigen/median")
+    assert aligned.count("degenerate") == 0
+    assert aligned.summary()["abs_rel"].value == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_student_of_noise_around_a_constant_is_flagged_after_alignment_too():
+    noise = np.random.default_rng(0).normal(0, 1e-4, SIZE)
+    student = Answers(lambda i: (0.3 + noise).astype(np.float32), Kind.RELATIVE_DISPARITY)
+    assert evaluate(student, Scenes(3), "zero-shot-disparity").count("degenerate") == 3
+
+
 def test_nan_names_engine_and_picture():
     from leadline.predictor import Predictor
     from leadline.runtimes.base import Session

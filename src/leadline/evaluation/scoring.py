@@ -10,7 +10,13 @@ import numpy as np
 from leadline.depth import Depth, Kind
 from leadline.errors import DataError, KindError, NumericalError
 from leadline.evaluation.alignment import align, fit_line
-from leadline.evaluation.metrics import agreement_metrics, depth_metrics, disparity_metrics, is_nearly_constant
+from leadline.evaluation.metrics import (
+    agreement_metrics,
+    depth_metrics,
+    disparity_metrics,
+    is_nearly_constant,
+    is_negligible,
+)
 
 if TYPE_CHECKING:
     from leadline.evaluation.protocols import Protocol
@@ -27,7 +33,8 @@ class Score:
         pixels: how many counted.
         scale: the factor that alignment found.
         shift: the offset that alignment found.
-        degenerate: the prediction is (nearly) constant and says nothing about the scene.
+        degenerate: the prediction is (nearly) constant and says nothing about the scene, or next to nothing beside the
+            truth, so that its error is the truth itself.
         inverted: alignment turned the prediction upside down: near and far are exchanged.
     """
 
@@ -72,7 +79,7 @@ def score(prediction: Depth, truth: Depth, protocol: Protocol) -> Score:
     metrics = depth_metrics(protocol.clamp(aligned.depth), gt)
     if metrics is not None and aligned.disparity is not None:
         metrics |= disparity_metrics(aligned.disparity, 1.0 / gt) or {}
-    degenerate = aligned.singular or is_nearly_constant(pred)
+    degenerate = aligned.singular or is_nearly_constant(pred) or is_negligible(aligned.depth, gt)
     return Score(metrics, gt.size, aligned.scale, aligned.shift, degenerate, aligned.scale < 0)
 
 
@@ -108,4 +115,5 @@ def _agreement(prediction: Depth, reference: Depth) -> Score:
     else:
         scale, shift, singular = fit_line(pred, ref)
     metrics = (agreement_metrics(scale * pred + shift, ref) or {}) | further
-    return Score(metrics, ref.size, scale, shift, singular or is_nearly_constant(pred), scale < 0)
+    unscaled = prediction.kind is Kind.METRIC_DEPTH and is_negligible(pred, ref)
+    return Score(metrics, ref.size, scale, shift, singular or unscaled or is_nearly_constant(pred), scale < 0)

@@ -181,7 +181,8 @@ def load_imagenet(encoder: EfficientNetLite) -> None:
 
 def _blocks_kept(name: str) -> list[int]:
     """Numbers, in the published network, of the blocks that an encoder has: the first of each stage."""
-    kept, first = [], 0
+    kept: list[int] = []
+    first = 0
     for stage, repeats in enumerate(REPEATS[ORIGIN.get(name, name)]):
         if stage < len(REPEATS[name]):
             kept += range(first, first + REPEATS[name][stage])

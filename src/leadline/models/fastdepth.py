@@ -141,7 +141,7 @@ class EncoderDecoder(nn.Module):
         if config.encoder == "mobilenet-v1":
             self.mobilenet = mobilenet.MobileNet(config.encoder_widths, config.activation)
         elif config.encoder == "mobilenet-v2":
-            self.encoder = mobilenet_v2.MobileNetV2(config.encoder_widths, config.hidden_widths)
+            self.encoder: nn.Module = mobilenet_v2.MobileNetV2(config.encoder_widths, config.hidden_widths)
         else:
             self.encoder = efficientnet_lite.EfficientNetLite(
                 config.encoder, config.encoder_widths, config.hidden_widths

@@ -159,7 +159,8 @@ def _for_teacher(image: Tensor, ours: Contract, theirs: Contract) -> Tensor:
     size = (spec.height, spec.width)
     if spec.dynamic:
         low, high = n * -(-spec.min_side // n), spec.max_side // n * n
-        size = tuple(min(max(n * round(side / n), low), high) for side in image.shape[-2:])
+        rows, columns = (min(max(n * round(side / n), low), high) for side in image.shape[-2:])
+        size = rows, columns
     if size != tuple(image.shape[-2:]):
         picture = F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=True)
     gain, offset = _affine(theirs, image)
