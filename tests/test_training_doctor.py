@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
 
+import tiny_models
+from leadline.cli import app
 from leadline.data.rendered import Camera, render_sequence
+from leadline.errors import ConfigError
 from leadline.training.batches import Clip
-from leadline.training.doctor import Finding, examine, motion_between, watch
+from leadline.training.config import TrainConfig
+from leadline.training.doctor import Attendance, Finding, examine, watch
+from leadline.training.fit import Start, fit
+from leadline.training.motion import motion_between
 
 H, W = 96, 320
 GOOD = {
@@ -166,3 +179,125 @@ def test_what_goes_wrong_in_training(change: dict[str, float], words: str) -> No
     assert words in finding.what
     assert finding.mend in str(finding) or finding.mend[1:] in str(finding)
     assert watch([GOOD | change, *[GOOD] * 5]) == []  # one bad iteration is no finding
+
+
+def frames_folder(folder: Path, step: int) -> Path:
+    """Six frames of a picture that shifts by `step` pixels from one to the next."""
+    folder.mkdir()
+    for t in range(6):
+        frame = (shifted(step * t - 3 * step).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(frame).save(folder / f"{t}.png")
+    return folder
+
+
+def check(reference: str, *more: str) -> Result:
+    return CliRunner().invoke(app, ["data", "check", reference, *more], env={"COLUMNS": "200"})
+
+
+def test_the_command_says_what_speaks_against_self_supervision(tmp_path: Path) -> None:
+    sound, still = frames_folder(tmp_path / "sound", 9), frames_folder(tmp_path / "still", 0)
+    done = check(f"frames:{sound}?fov=60", "--frames", "-1,1")
+    assert done.exit_code == 0
+    assert "nothing against it" in done.stdout
+    done = check(f"frames:{still}?fov=60", "--frames", "-1,1")
+    assert done.exit_code == 1
+    assert "static or too slow frames: median motion 0.00% of the width" in done.stdout
+    done = check(f"frames:{still}?fov=160", "--frames", "-1,1", "--json")
+    assert [finding["what"] for finding in json.loads(done.stdout)["findings"]] == [
+        "unlikely focal length",
+        "static or too slow frames",
+    ]
+
+
+@pytest.mark.parametrize("frames", ["x", "0", "-1,,1", "1.5"])
+def test_a_wrong_list_of_frames_is_refused(frames: str) -> None:
+    done = check("rendered:room?count=1", "--frames", frames)
+    assert done.exit_code == 2
+    assert "--frames" in str(done.exception) + done.output
+
+
+def test_pictures_without_neighbours_are_refused() -> None:
+    done = check("rendered:room?count=1&height=48&width=64", "--frames", "-1,1")
+    assert done.exit_code == 2
+    assert "no sample has the neighbours" in str(done.exception) + done.output
+
+
+def training(data: Path, **changes: object) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "model": "fastdepth",
+            "sources": [{"data": f"frames:{data}?fov=60", "frames": [-1, 1]}],
+            "objectives": [
+                {"loss": "photometric", "pose": {"network": "small"}, "scales": 2},
+                {"loss": "smoothness"},
+            ],
+            "size": [32, 96],
+            "batch": 2,
+            "iterations": 4,
+            "save_every": 2,
+            "warmup": 1,
+            "threads": 1,
+            "ema": 0,
+        }
+        | changes
+    )
+
+
+def run_fit(config: TrainConfig, out: Path, on_progress: Any = None) -> Any:
+    whole = tiny_models.cnn()
+    config_of_network: Any = whole.config
+    start = Start(copy.deepcopy(whole.model), whole.contract, "fastdepth", config_of_network)
+    return fit(config, start, out, on_progress=on_progress)
+
+
+def test_a_run_says_findings_once_in_log_and_at_its_end(tmp_path: Path) -> None:
+    still = frames_folder(tmp_path / "still", 0)
+    told: list[tuple[int, str]] = []
+    result = run_fit(
+        training(still), tmp_path / "run", lambda step: told.extend((step.iteration, f) for f in step.findings)
+    )
+    assert [(iteration, text.split(":")[0]) for iteration, text in told] == [(1, "static or too slow frames")]
+    assert "static or too slow frames" in (tmp_path / "run" / "log.csv").read_text()
+    assert any(notice.startswith("static or too slow") for notice in result.notices)
+
+
+def test_a_sound_run_trains_the_pose_network_and_resumes_bit_by_bit(tmp_path: Path) -> None:
+    sound = frames_folder(tmp_path / "sound", 6)
+    whole = run_fit(training(sound), tmp_path / "whole")
+    assert len(whole.notices) == 1  # of the data: the ends of the sequence have one neighbour
+    rows = (tmp_path / "whole" / "log.csv").read_text()
+    assert "mask_share=" in rows
+    assert "pose_turn_deg=" in rows
+
+    class StopError(Exception):
+        pass
+
+    def stop_after_three(step: Any) -> None:
+        if step.iteration == 3:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run_fit(training(sound), tmp_path / "cut", stop_after_three)
+    resumed = run_fit(training(sound), tmp_path / "cut")
+    assert resumed.begun == 2
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    fresh = training(sound).objectives[0].modules()["pose"].state_dict()
+    for key, value in whole.auxiliary["pose"].state_dict().items():
+        assert torch.equal(value, resumed.auxiliary["pose"].state_dict()[key]), key
+    assert not torch.equal(whole.auxiliary["pose"].state_dict()["net.0.bias"], fresh["net.0.bias"])
+
+
+def test_self_supervision_without_frames_is_refused(tmp_path: Path) -> None:
+    config = training(tmp_path, sources=[{"data": "rendered:room?count=4&height=48&width=64"}])
+    with pytest.raises(ConfigError, match="frames"):
+        run_fit(config, tmp_path / "run")
+
+
+def test_a_figure_is_judged_by_the_median_of_the_last_iterations() -> None:
+    doctor = Attendance(every=10)
+    for iteration in range(1, 10):
+        assert doctor.look(iteration, GOOD | {"mask_share": 0.99}) == []
+    (finding,) = doctor.look(10, GOOD)
+    assert "masked" in finding.what
+    assert doctor.look(20, GOOD | {"mask_share": 0.99}) == []  # said once

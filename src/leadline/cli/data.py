@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from leadline.data.check import Report
-    from leadline.data.dataset import Dataset, Sample
+    from leadline.data.dataset import Dataset, Offset, Sample
+    from leadline.training.doctor import Finding
 
 EXAMPLES = (
     "leadline data list",
@@ -43,7 +45,12 @@ def _ending(*examples: str) -> str:
 
 
 @app.command(
-    "check", epilog=_ending("leadline data check rendered:room --limit 4", "leadline data check scenes --json")
+    "check",
+    epilog=_ending(
+        "leadline data check rendered:room --limit 4",
+        "leadline data check scenes --json",
+        "leadline data check 'rendered:street?count=1&sequence=4' --frames -1,1",
+    ),
 )
 def check_command(
     reference: Reference,
@@ -53,23 +60,64 @@ def check_command(
         Optional[int],  # noqa: UP045
         typer.Option("--limit", metavar="N", min=1, help="Read the first N samples only."),
     ] = None,
+    frames: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--frames", metavar="N,M", help="Will it do for self-supervision from these frames, as in -1,1?"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Read every sample and say what is wrong: missing partners, damaged files, sizes, units, ranges, cameras.
 
-    Ends with 1 where anything is wrong with an item, else with 0.
+    With --frames also what would spoil self-supervision: motion, cameras, texture, exposure. Ends with 1 where anything
+    is wrong, else with 0.
     """
     from leadline.data.check import check
     from leadline.data.dataset import open_dataset
 
+    offsets = _offsets(frames)
     dataset = open_dataset(reference, split, skip_bad=True)
     report = _with_progress(dataset, limit, check)
+    findings = _examined(dataset, offsets) if offsets else []
     if json:
-        typer.echo(json_module.dumps(_as_json(dataset, reference, split, report), indent=2))
+        found = {"findings": [asdict(finding) for finding in findings]} if offsets else {}
+        typer.echo(json_module.dumps(_as_json(dataset, reference, split, report) | found, indent=2))
     else:
         _print_report(dataset, report)
-    if report.problems:
+        if offsets:
+            _print_findings(findings, offsets)
+    if report.problems or findings:
         raise typer.Exit(1)
+
+
+def _offsets(text: str | None) -> list[Offset]:
+    """The offsets of `-1,1,stereo`."""
+    offsets: list[Offset] = []
+    for part in (text or "").split(","):
+        word = part.strip()
+        if word == "stereo":
+            offsets.append("stereo")
+        elif word.lstrip("+-").isdigit() and int(word):
+            offsets.append(int(word))
+        elif text is not None:
+            mend = "steps along the sequence or `stereo`, as in --frames -1,1"
+            raise ConfigError("not a list of frames", where=f"--frames {text}", mend=mend)
+    return offsets
+
+
+def _examined(dataset: Dataset, offsets: list[Offset]) -> list[Finding]:
+    from leadline.training.doctor import clips_of, examine
+
+    return examine(clips_of(dataset, offsets))
+
+
+def _print_findings(findings: list[Finding], offsets: list[Offset]) -> None:
+    wanted = ",".join(str(offset) for offset in offsets)
+    if not findings:
+        typer.echo(f"self-supervision from frames {wanted}: nothing against it")
+        return
+    typer.echo(f"self-supervision from frames {wanted}:")
+    for finding in findings:
+        typer.echo(f"  {finding}")
 
 
 def _with_progress(dataset: Dataset, limit: int | None, check: Any) -> Report:

@@ -163,6 +163,8 @@ class _Display:
         self.seconds = keep * self.seconds + (1 - keep) * step.seconds / max(1 - step.waiting, 1e-3)
         self.waiting = keep * self.waiting + (1 - keep) * step.waiting
         self.validation = step.validation or self.validation
+        for finding in step.findings:
+            self.console.print(f"doctor, iteration {step.iteration}: {finding}", markup=False, highlight=False)
         if self.live is not None:
             self.live.update(self._table(step))
         elif step.iteration % 50 == 0 or step.iteration == step.iterations or step.validation:

@@ -6,27 +6,28 @@ photometric objective notes while training goes on. Both return findings; none i
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
-from leadline.losses.photometric import box_sum
+from leadline.errors import DataError, LeadlineError
+from leadline.training.batches import Clip
+from leadline.training.motion import TEXTURE, motion_between, texture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from leadline.training.batches import Clip
+    from leadline.data.dataset import Dataset, Offset, Sample
+    from leadline.training.parts import Part
 
-BLOCK = 32  # pixels; motion is measured block by block
-SEARCH_HEIGHT = 192  # pictures are averaged down to about this height before motion is measured
 
 DARK = 0.03  # mean brightness below which a frame is black, 0..1
 FLAT = 0.01  # standard deviation of brightness below which a frame shows nothing
-TEXTURE = 2 / 255  # mean difference of neighbouring pixels below which a place has no texture
 TEXTURELESS = 0.6  # largest share of such places
 STILL = 0.002  # motion, as a share of the width, below which a pair of frames stands still (1.3 of 640 pixels)
 FAST = 0.12  # likewise, above which the losses' neighbourhoods no longer overlap (77 of 640 pixels)
@@ -76,6 +77,97 @@ def examine(clips: Sequence[Clip]) -> list[Finding]:
     return [*_frames(clips), *_cameras(clips), *_motion(clips)]
 
 
+class Attendance:
+    """Looks at a run's sequences before it and at its figures while it goes on; says each finding once.
+
+    Args:
+        parts: the run's sources.
+        every: iterations between two looks at the figures.
+    """
+
+    def __init__(self, parts: Sequence[Part] = (), every: int = 100) -> None:
+        self.every = every
+        self.findings: dict[str, Finding] = {}
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=min(every, 50))
+        self._new: list[Finding] = []
+        for part in parts:
+            if part.frames and part.dataset.format != "rendered":  # those move by construction
+                subset = part.indices.tolist()
+                self._say(examine(clips_of(part.dataset, part.frames, count=8, among=subset, skip_bad=True)))
+
+    def look(self, iteration: int, notes: Mapping[str, float]) -> list[Finding]:
+        """What is newly found after an iteration (1-based) that left these notes."""
+        self._recent.append(notes)
+        if iteration % self.every == 0:
+            self._say(watch(self._recent))
+        new, self._new = self._new, []
+        return new
+
+    def _say(self, findings: Sequence[Finding]) -> None:
+        self._new += [finding for finding in findings if finding.what not in self.findings]
+        self.findings = {finding.what: finding for finding in findings} | self.findings
+
+
+def clips_of(
+    dataset: Dataset,
+    offsets: Sequence[Offset],
+    *,
+    count: int = 24,
+    among: Sequence[int] | None = None,
+    skip_bad: bool = False,
+) -> list[Clip]:
+    """Clips of one picture each for `examine`, spread evenly over a data set, at its own size.
+
+    Args:
+        dataset: any format with sequences.
+        offsets: the neighbours, as in a training source's `frames`.
+        count: at most so many.
+        among: indices with all these neighbours; found where absent.
+        skip_bad: leave out what cannot be read, instead of raising.
+
+    Raises:
+        DataError: no sample has all these neighbours, or one has no camera.
+        ImageReadError: a frame cannot be read.
+    """
+    every = dataset.with_neighbours(offsets) if among is None else among
+    if not every:
+        wanted = ", ".join(str(offset) for offset in offsets)
+        mend = "use a format with sequences: frames:FOLDER, frames:FILM, kitti-raw or a rendered sequence"
+        raise DataError(f"no sample has the neighbours {wanted}", where=dataset.name, mend=mend)
+    chosen = [every[k * len(every) // min(count, len(every))] for k in range(min(count, len(every)))]
+    clips = []
+    for index in chosen:
+        try:
+            clips.append(_clip(dataset, index, offsets))
+        except LeadlineError:
+            if not skip_bad:
+                raise
+    return clips
+
+
+def _clip(dataset: Dataset, index: int, offsets: Sequence[Offset]) -> Clip:
+    sample = dataset[index]
+    camera = sample.intrinsics
+    if camera is None:
+        mend = "give it: ?fov=60 or ?fx=..&fy=..&cx=..&cy=.. after the path"
+        raise DataError("no camera for a frame", where=sample.name, why="self-supervision needs intrinsics", mend=mend)
+    neighbours = [found for offset in offsets if (found := dataset.neighbour(index, offset)) is not None]
+    image, sources = _picture(sample)[None], torch.stack([_picture(other) for other in neighbours])[None]
+    return Clip(
+        rows=torch.tensor([0]),
+        image=image,
+        sources=sources,
+        seen=torch.cat([image[:, None], sources], 1),
+        offsets=tuple(offsets),
+        intrinsics=torch.tensor([[[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]]),
+        poses=torch.full((1, len(neighbours), 4, 4), float("nan")),
+    )
+
+
+def _picture(sample: Sample) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))).float() / 255
+
+
 def watch(notes: Sequence[Mapping[str, float]]) -> list[Finding]:
     """What goes wrong in training, from the figures that objectives noted in the last iterations.
 
@@ -103,7 +195,7 @@ def _frames(clips: Sequence[Clip]) -> list[Finding]:
         dark += (brightness < DARK).flatten().tolist()
         flat += (frames.std((-2, -1)) < FLAT).flatten().tolist()
         flicker += (brightness[:, 1:] - brightness[:, :1]).abs().flatten().tolist()
-        smooth.append(float((_texture(frames[:, 0]) < TEXTURE).float().mean()))
+        smooth.append(float((texture(frames[:, 0]) < TEXTURE).float().mean()))
     found = []
     if (share := _mean(dark)) > 0.02:
         mend = "leave these frames out, or check how the film was decoded"
@@ -182,58 +274,6 @@ def _motion(clips: Sequence[Clip]) -> list[Finding]:
         mend = "take frames closer together, and cut the sequence where the scene changes"
         found.append(Finding("neighbouring frames do not match: too fast motion, or a cut", figure, limit, mend))
     return found
-
-
-def motion_between(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """How far a picture moves to the next, measured by phase correlation of textured blocks.
-
-    Args:
-        first: N x 3 x H x W, 0..1.
-        second: the same shape.
-
-    Returns:
-        N motions as shares of the width (the 75th percentile over the blocks, since what is far moves little), and N
-        shares of blocks that are not found again, 0..1. A picture without texture moves by 0.
-    """
-    factor = max(1, round(first.shape[-2] / SEARCH_HEIGHT))
-    a, b = (
-        F.avg_pool2d(x.mean(1, keepdim=True), factor) if factor > 1 else x.mean(1, keepdim=True)
-        for x in (first, second)
-    )
-    width = a.shape[-1]
-    size = min(max(BLOCK, 1 << (width // 5).bit_length()), *a.shape[-2:])  # a block sees shifts to half its side
-    blocks = [F.unfold(x, size, stride=max(1, size // 2)).transpose(1, 2) for x in (a, b)]
-    one, two = (x.reshape(*x.shape[:2], size, size) for x in blocks)
-    textured = _texture(one).mean((-2, -1)) >= TEXTURE
-    shift, peak = _correlate(one, two)
-    sure = peak > 5 / size  # noise alone leaves peaks of some 3 / size
-    motions, lost = [], []
-    for n in range(len(a)):
-        matched = shift[n][textured[n] & sure[n]]
-        motions.append(matched.quantile(0.75) / width if len(matched) else shift.new_zeros(()))
-        lost.append((textured[n] & ~sure[n]).sum() / textured[n].sum().clamp(min=1))
-    return torch.stack(motions), torch.stack(lost)
-
-
-def _correlate(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift in pixels and height of the peak of the phase correlation, each N x B, of N x B x s x s blocks."""
-    size = one.shape[-1]
-    line = torch.hann_window(size, device=one.device)
-    window = line[:, None] * line
-    spectra = [torch.fft.rfft2((x - x.mean((-2, -1), keepdim=True)) * window) for x in (one, two)]
-    cross = spectra[0].conj() * spectra[1]
-    surface = torch.fft.irfft2(cross / cross.abs().clamp(min=1e-9), s=(size, size))
-    peak, place = surface.flatten(-2).max(-1)
-    y, x = place // size, place % size
-    y, x = (torch.where(v > size // 2, v - size, v).float() for v in (y, x))
-    return torch.hypot(x, y), peak
-
-
-def _texture(grey: Tensor) -> Tensor:
-    """Mean difference to the right and lower neighbour over 3 x 3 windows; ... x H x W keeps its shape."""
-    dx = F.pad(grey.diff(dim=-1).abs(), (0, 1))
-    dy = F.pad(grey.diff(dim=-2).abs(), (0, 0, 0, 1))
-    return box_sum(dx + dy) / 18
 
 
 def _mask_finding(share: float | None) -> list[Finding]:

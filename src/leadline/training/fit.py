@@ -19,6 +19,7 @@ from leadline.output import output_lock, write_atomic
 from leadline.training.average import update
 from leadline.training.batches import Batch, Mix, ahead
 from leadline.training.checkpointing import resume, save_state
+from leadline.training.doctor import Attendance
 from leadline.training.interruption import Stop
 from leadline.training.learner import prepare
 from leadline.training.log import Log, Progress
@@ -64,7 +65,7 @@ class Result:
         begun: iterations that were done before.
         waiting: share of this call's time spent waiting for data, 0 to 1.
         leads: whether this process is the one that writes and speaks.
-        notices: what the data sets had to say.
+        notices: what the data sets had to say, and the doctor of self-supervision.
     """
 
     model: nn.Module
@@ -119,7 +120,9 @@ def fit(
         learner = prepare(config, start.model, start.auxiliary, team, contract)
         begun = done = resume(out / STATE, config, learner)
         mix = Mix(config, contract, size, rows=team.rows(config.batch))
+        _check_frames(config, mix)
         if team.leads:
+            doctor = Attendance(mix.sources if not done else ())
             write_atomic(out / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
             log = Log(out / LOG, done)
         bad = empty = 0
@@ -146,6 +149,7 @@ def fit(
             stopping = bool(team.total([stop.asked])[0])
             if team.leads:
                 news = Progress(done, config.iterations, loss, terms, rate, seconds, waited / (waited + seconds))
+                news.findings = [str(finding) for finding in doctor.look(done, terms)]
                 if validate is not None and config.validation and _due(done, config.validation.every, config):
                     news.validation = validate(learner.average or learner.model, contract)
                     learner.model.train()
@@ -168,7 +172,7 @@ def fit(
         begun=begun,
         waiting=lost / spent if spent else 0.0,
         leads=team.leads,
-        notices=mix.notices,
+        notices=mix.notices + ([str(finding) for finding in doctor.findings.values()] if team.leads else []),
     )
 
 
@@ -176,6 +180,12 @@ def _check_batch(config: TrainConfig, team: Team) -> None:
     if config.batch < config.accumulate * team.size:
         pieces = f"{config.accumulate} pieces" + (f" in each of {team.size} processes" if team.size > 1 else "")
         raise ConfigError("batch too small", where=f"batch {config.batch}", why=f"it is to be cut into {pieces}")
+
+
+def _check_frames(config: TrainConfig, mix: Mix) -> None:
+    if not mix.offsets and any(objective.loss in ("photometric", "smoothness") for objective in config.objectives):
+        mend = "give a source its neighbours, as in `frames: [-1, 1]`"
+        raise ConfigError("self-supervision without frames", where="sources", why="none has `frames`", mend=mend)
 
 
 def _contract(config: TrainConfig, contract: Contract) -> Contract:

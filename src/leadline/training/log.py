@@ -23,6 +23,7 @@ class Progress:
         seconds: for the update.
         waiting: share of the time spent waiting for data, 0 to 1.
         validation: figures of the averaged network, where it was validated.
+        findings: what the doctor of self-supervision newly found (training/doctor.py).
     """
 
     iteration: int
@@ -33,12 +34,13 @@ class Progress:
     seconds: float
     waiting: float
     validation: dict[str, float] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
 
 
 class Log:
     """One CSV row per iteration; rows beyond the resumed state are dropped."""
 
-    COLUMNS = ("iteration", "loss", "rate", "seconds", "waiting", "terms", "validation")
+    COLUMNS = ("iteration", "loss", "rate", "seconds", "waiting", "terms", "validation", "findings")
 
     def __init__(self, path: Path, done: int) -> None:
         self.path = path
@@ -57,4 +59,4 @@ class Log:
 
         row = (step.iteration, f"{step.loss:.6g}", f"{step.rate:.5g}", f"{step.seconds:.3f}", f"{step.waiting:.3f}")
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([*row, joined(step.terms), joined(step.validation)])
+            csv.writer(file).writerow([*row, joined(step.terms), joined(step.validation), "; ".join(step.findings)])
