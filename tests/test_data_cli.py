@@ -130,7 +130,9 @@ def test_pictures_alone_have_no_kind(tmp_path: Path) -> None:
 )
 def test_every_format_can_be_checked(tmp_path: Path, make, split: str | None, count: int) -> None:
     status, report = checked(str(make(tmp_path)), *(["--split", split] if split else []))
-    assert status == 0
+    negative = ["negative depth: 2.08% of all pixels, in 2 of 2 samples, this the first"]  # 1 of 48 is -1 in each
+    assert [problem["what"] for problem in report["problems"]] == (negative if make is tiny.fastdepth else [])
+    assert status == (make is tiny.fastdepth)
     assert report["read"] == count
 
 
