@@ -87,7 +87,7 @@ class TrainConfig(_Options):
     )
     imagenet: bool = Field(default=False, description="start the encoder from ImageNet weights")
     sources: list[Source] = Field(min_length=1)
-    objectives: list[Objective] = Field(default_factory=lambda: [Silog()], min_length=1)
+    objectives: list[Objective] = Field(default_factory=lambda: list[Objective]([Silog()]), min_length=1)
     validation: Validation | None = None
     augmentation: AugmentationOptions = AugmentationOptions()
     size: tuple[int, int] | None = Field(default=None, description="(height, width); the contract's where absent")

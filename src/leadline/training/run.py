@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from leadline.contract import Contract
     from leadline.training.config import TrainConfig
-    from leadline.training.fit import Progress, Result
+    from leadline.training.fit import Result
+    from leadline.training.log import Progress
 
 
 def run(config: TrainConfig, out: Path, on_progress: Callable[[Progress], None] | None = None) -> tuple[Result, Path]:

@@ -25,7 +25,7 @@ def synchronise(model: nn.Module, team: Team) -> None:
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            module.forward = _forward(module, team)  # type: ignore[method-assign]
+            module.forward = _forward(module, team)  # type: ignore[method-assign,assignment]
 
 
 def _forward(norm: _BatchNorm, team: Team) -> Callable[[Tensor], Tensor]:

@@ -156,7 +156,7 @@ class Team:
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         _together(lambda: distributed.all_reduce(flat))
-        pieces = flat.split([gradient.numel() for gradient in gradients])
+        pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, piece in zip(gradients, pieces, strict=True):
             gradient.copy_(piece.view(gradient.shape))
 
