@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from leadline.contract import Contract, InputSpec, OutputSpec
-from leadline.depth import Kind
 from leadline.errors import CheckpointError
 from leadline.models import decoders, efficientnet_lite, mobilenet, mobilenet_v2, resnet
 from leadline.models.fastdepth_config import Config
