@@ -71,9 +71,7 @@ def test_centres_ascend_within_the_range(bins):
         assert (disparity <= high[:, None, None, None] * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize(
-    ("spacing", "wanted"), [("ratio", [0.01, 0.1, 1.0, 10.0]), ("step", [0.01, 3.34, 6.67, 10.0])]
-)
+@pytest.mark.parametrize(("spacing", "wanted"), [("ratio", [0.01, 0.1, 1.0, 10.0]), ("step", [0.01, 3.34, 6.67, 10.0])])
 def test_fixed_centres_reach_both_ends(spacing, wanted):
     model = network(bins="fixed", bin_count=4, bin_spacing=spacing)
     assert model.depth.fixed_centres[0].tolist() == pytest.approx(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,6 +67,7 @@ def nearest_variant(tensors: Mapping[str, Tensor], size: tuple[int, int] | None)
     return max(VARIANTS, key=fit)
 
 
+@functools.cache
 def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {key: tuple(value.shape) for key, value in build(config).state_dict().items()}
