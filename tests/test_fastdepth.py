@@ -299,7 +299,7 @@ def test_initialisation_follows_the_fan_out_and_reaches_the_decoder():
         ({"head": "sigmoid", "max_depth": 2.0}, "start_depth 2.5 must be below max_depth 2"),
         ({"lateral": True, "skip": "concat"}, "lateral projections belong to skip 'add'"),
         ({"skip": "add", "skip_strides": (8, 8)}, "skip_strides must be distinct"),
-        ({"encoder_width": (1,)}, "Extra inputs"),
+        ({"encoder_width": (1,)}, "Did you mean 'encoder_widths'"),
         ({"encoder": "vgg"}, "mobilenet-v1"),
         ({"height": 225}, "multiple of 32"),
     ],
