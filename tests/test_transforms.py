@@ -129,3 +129,20 @@ def test_jitter_is_random_bounded_and_can_do_nothing() -> None:
     assert first.dtype == np.uint8
     grey = jitter(picture, seed_of(3), Augmentation(grey=1.0, hue=0))
     assert np.ptp(grey.astype(int), axis=-1).max() == 0
+
+
+def test_keeping_the_aspect_cuts_the_widest_window_of_that_shape_from_the_middle():
+    image = np.zeros((100, 300, 3), np.uint8)
+    image[:, 100:200] = 255  # the middle third: a square window sees nothing else
+    seen = view(Sample("wide", image, None, None), (50, 50), None, np.random.default_rng(0), keep_aspect=True)
+    assert seen.image.shape == (50, 50, 3)
+    assert seen.image.min() == 255
+    stretched = view(Sample("wide", image, None, None), (50, 50), None, np.random.default_rng(0))
+    assert stretched.image.min() == 0
+
+
+def test_colours_stay_in_the_share_of_pictures_that_is_left_alone():
+    image = np.full((4, 4, 3), (90, 120, 150), np.uint8)
+    options = Augmentation(colour=0.4, jitter=0.25)
+    changed = [(jitter(image, np.random.default_rng(seed), options) != image).any() for seed in range(400)]
+    assert 0.17 < np.mean(changed) < 0.33  # 400 draws: 0.25 +- 4 standard deviations

@@ -38,6 +38,7 @@ class Augmentation:
         hue: per-channel gain drawn from 1 - hue to 1 + hue (white balance).
         noise: largest standard deviation of sensor noise, in 0..255.
         grey: probability of a grey picture, 0 to 1.
+        jitter: probability that a picture's colours are changed at all, 0 to 1 (monodepth2: 0.5).
     """
 
     zoom: float = 1.5
@@ -49,6 +50,7 @@ class Augmentation:
     hue: float = 0.1
     noise: float = 0.0
     grey: float = 0.0
+    jitter: float = 1.0
 
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -113,13 +115,20 @@ class Change:
 
 
 def draw_change(
-    sample: Sample, size: tuple[int, int], camera: Camera | None, rng: Generator, options: Augmentation = NONE
+    sample: Sample,
+    size: tuple[int, int],
+    camera: Camera | None,
+    rng: Generator,
+    options: Augmentation = NONE,
+    keep_aspect: bool = False,
 ) -> Change:
     """A random change of `sample`'s camera; arguments as for `view`."""
     height, width = sample.image.shape[:2]
     own = sample.intrinsics or _assumed(camera, height, width)
-    goal_fx = camera.fx_over_width if camera else own.fx / width
-    goal_fy = camera.fy_over_height if camera else own.fy / height
+    scale = min(height / size[0], width / size[1])
+    shape = (scale * size[0], scale * size[1]) if keep_aspect else (height, width)  # of the widest window
+    goal_fx = camera.fx_over_width if camera else own.fx / shape[1]
+    goal_fy = camera.fy_over_height if camera else own.fy / shape[0]
     least = max(own.fx / width / goal_fx, own.fy / height / goal_fy)  # the widest window that the picture fills
     zoom = least * float(rng.uniform(1.0, options.zoom))
     window_w, window_h = own.fx / (zoom * goal_fx), own.fy / (zoom * goal_fy)
@@ -173,22 +182,24 @@ def view(
     camera: Camera | None,
     rng: Generator,
     options: Augmentation = NONE,
+    keep_aspect: bool = False,
 ) -> Sample:
     """The sample as the network's own camera would see it, randomly zoomed, rolled, shifted and mirrored.
 
     Args:
         sample: picture, depth and (optional) intrinsics.
         size: (height, width) wanted, pixels.
-        camera: the camera of the network's contract; None keeps the picture's own, stretched to `size`.
+        camera: the camera of the network's contract; None keeps the picture's own.
         rng: source of all randomness.
         options: how far the view may change; the default changes nothing that the camera does not ask for.
+        keep_aspect: without a camera, cut the window to the shape of `size` instead of stretching the picture to it.
 
     Returns:
         Picture `size` x 3 uint8 (black outside the source), the new intrinsics, and depth `size` float32 (outside: 0,
         or NaN for relative disparity).
         Metric depth is divided by (focal length of the window) / (focal length of the camera).
     """
-    return apply_change(sample, draw_change(sample, size, camera, rng, options), camera)
+    return apply_change(sample, draw_change(sample, size, camera, rng, options, keep_aspect), camera)
 
 
 def _assumed(camera: Camera | None, height: int, width: int) -> Intrinsics:
@@ -238,6 +249,8 @@ class Colours:
 
 def draw_colours(rng: Generator, options: Augmentation) -> Colours:
     """Random brightness, contrast, saturation (in random order), gamma, white balance, grey and noise."""
+    if options.jitter < 1 and rng.random() >= options.jitter:
+        return Colours(factors=(1.0, 1.0, 1.0), order=(), gains=None, exponent=None, grey=False, noise=0.0)
     brightness, contrast, saturation = (float(x) for x in rng.uniform(1 - options.colour, 1 + options.colour, 3))
     return Colours(
         factors=(brightness, contrast, saturation),

@@ -113,6 +113,7 @@ class Mix:
     ) -> None:
         self.contract, self.size, self.seed, self.rows = contract, size, config.seed, rows
         options = config.augmentation.model_dump()
+        self.keep_aspect = contract.input.resize == "keep_aspect"
         self.jitter_per_frame = bool(options.pop("jitter_per_frame", False))
         self.augmentation = Augmentation(**options)
         shelf, height = Shelf(config.cache_mb * 2**20), round(size[0] * CACHE_OVERSIZE)
@@ -161,7 +162,7 @@ class Mix:
         sample = _trusted(item.sample, part.dataset.max_depth)
         metric = self.contract.output.kind is Kind.METRIC_DEPTH
         camera = self.contract.input.camera if metric else None
-        change = draw_change(sample, self.size, camera, rng, self.augmentation)
+        change = draw_change(sample, self.size, camera, rng, self.augmentation, self.keep_aspect)
         seen = [apply_change(frame, change, camera) for frame in (sample, *item.sources)]
         colours = draw_colours(rng, self.augmentation)
         coloured = []

@@ -58,6 +58,7 @@ class AugmentationOptions(_Options):
     hue: float = Field(default=0.1, ge=0, lt=1)
     noise: float = Field(default=0.0, ge=0, le=50)
     grey: float = Field(default=0.0, ge=0, le=1)
+    jitter: float = Field(default=1.0, ge=0, le=1, description="share of pictures with changed colours; monodepth2 0.5")
     jitter_per_frame: bool = Field(default=False, description="colours of each frame on their own (Lite-Mono's quirk)")
 
 
@@ -91,6 +92,9 @@ class TrainConfig(_Options):
     validation: Validation | None = None
     augmentation: AugmentationOptions = AugmentationOptions()
     size: tuple[int, int] | None = Field(default=None, description="(height, width); the contract's where absent")
+    resize: Literal["stretch", "keep_aspect"] | None = Field(
+        default=None, description="how the result brings pictures to its size; the contract's where absent"
+    )
     camera: tuple[float, float] | None = Field(
         default=None, description="(fx / width, fy / height) that a metric network learns; the contract's if absent"
     )

@@ -183,7 +183,7 @@ def _check_batch(config: TrainConfig, team: Team) -> None:
 
 
 def _check_frames(config: TrainConfig, mix: Mix) -> None:
-    if not mix.offsets and any(objective.loss in ("photometric", "smoothness") for objective in config.objectives):
+    if not mix.offsets and any(objective.needs_frames for objective in config.objectives):
         mend = "give a source its neighbours, as in `frames: [-1, 1]`"
         raise ConfigError("self-supervision without frames", where="sources", why="none has `frames`", mend=mend)
 
@@ -194,6 +194,8 @@ def _contract(config: TrainConfig, contract: Contract) -> Contract:
     if config.size is not None:
         contract.checked_size(config.size)
         changes |= {"height": config.size[0], "width": config.size[1]}
+    if config.resize is not None:
+        changes["resize"] = config.resize
     if config.camera is not None:
         if contract.output.kind is not Kind.METRIC_DEPTH:
             raise ConfigError("camera", why=f"{contract.name} predicts {contract.output.kind}", mend="leave it out")

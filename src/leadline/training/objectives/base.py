@@ -48,6 +48,7 @@ class Term(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     joined: ClassVar[bool] = False
+    needs_frames: ClassVar[bool] = False  # of the pictures around each one, from sources with `frames`
 
     loss: str
     weight: float = Field(default=1.0, gt=0, description="factor of this term in the sum")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class Photometric(Term):
     the coarse scales pull whole neighbourhoods where the picture itself says little.
     """
 
+    needs_frames: ClassVar[bool] = True
     loss: Literal["photometric"] = "photometric"
     ssim: float = Field(default=SSIM_WEIGHT, ge=0, le=1, description="share of SSIM beside the absolute difference")
     automask: bool = Field(default=True, description="leave out pixels that fit best without any warp")
@@ -120,6 +121,7 @@ class Photometric(Term):
 class Smoothness(Term):
     """Disparity without edges where the picture has none: each scale weighs half of the one before."""
 
+    needs_frames: ClassVar[bool] = True
     loss: Literal["smoothness"] = "smoothness"
     weight: float = Field(default=1e-3, gt=0, description="factor of this term in the sum")
     scales: int = Field(default=3, ge=1, le=4, description="maps used, as in photometric")
