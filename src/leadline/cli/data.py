@@ -49,7 +49,7 @@ def _ending(*examples: str) -> str:
     epilog=_ending(
         "leadline data check rendered:room --limit 4",
         "leadline data check scenes --json",
-        "leadline data check 'rendered:street?count=1&sequence=4' --frames -1,1",
+        "leadline data check rendered:street,count=1,sequence=4 --frames -1,1",
     ),
 )
 def check_command(
