@@ -116,6 +116,18 @@ def test_known_poses_are_used_in_the_networks_unit() -> None:
     torch.testing.assert_close(motion[..., 0, 3], torch.full((2, 2), 0.1))
 
 
+def test_the_unit_is_the_published_one_unless_the_network_predicts_metres() -> None:
+    known = torch.eye(4).repeat(2, 2, 1, 1)
+    known[:, :, 0, 3] = 0.54
+    clip, objective = clip_of(poses=known), Photometric(poses="known")
+    scaled = objective._motions(seen_of(clip, some_maps()), clip)
+    torch.testing.assert_close(scaled[..., 0, 3], torch.full((2, 2), 0.1))
+    metric = objective._motions(seen_of(clip, some_maps(), Kind.METRIC_DEPTH), clip)
+    torch.testing.assert_close(metric[..., 0, 3], torch.full((2, 2), 0.54))
+    with pytest.raises(KindError, match="unit_m"):
+        Photometric(poses="known", unit_m=5.4).term(seen_of(clip, some_maps(), Kind.METRIC_DEPTH))
+
+
 def test_the_other_eye_is_known_and_time_is_learned() -> None:
     poses = torch.full((2, 2, 4, 4), math.nan)
     poses[:, 1] = torch.eye(4)
@@ -280,7 +292,7 @@ def test_a_tiny_network_learns_depth_from_a_rendered_drive() -> None:
     torch.manual_seed(0)
     clip, depth = drive(10, 48, 96)
     network = Tiny()
-    objectives = [Photometric(poses="known"), Smoothness()]
+    objectives = [Photometric(poses="known", unit_m=1), Smoothness()]
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
     with torch.no_grad():
         start = absrel(network.eval()(clip.image), depth)

@@ -19,12 +19,15 @@ from typer.testing import CliRunner
 import tiny_models
 from leadline.cli import app
 from leadline.data.rendered import Camera, render_sequence
+from leadline.depth import Kind
 from leadline.errors import ConfigError
 from leadline.training.batches import Clip
 from leadline.training.config import TrainConfig
-from leadline.training.doctor import Attendance, Finding, examine, watch
+from leadline.training.doctor import Attendance, Finding, examine, unanchored, watch
 from leadline.training.fit import Start, fit
 from leadline.training.motion import motion_between
+from leadline.training.objectives.self_supervised import Photometric, Smoothness
+from leadline.training.objectives.supervised import Silog
 
 H, W = 96, 320
 GOOD = {
@@ -256,7 +259,10 @@ def test_a_run_says_findings_once_in_log_and_at_its_end(tmp_path: Path) -> None:
     result = run_fit(
         training(still), tmp_path / "run", lambda step: told.extend((step.iteration, f) for f in step.findings)
     )
-    assert [(iteration, text.split(":")[0]) for iteration, text in told] == [(1, "static or too slow frames")]
+    assert [(iteration, text.split(":")[0]) for iteration, text in told] == [
+        (1, "metres that will drift"),
+        (1, "static or too slow frames"),
+    ]
     assert "static or too slow frames" in (tmp_path / "run" / "log.csv").read_text()
     assert any(notice.startswith("static or too slow") for notice in result.notices)
 
@@ -264,7 +270,7 @@ def test_a_run_says_findings_once_in_log_and_at_its_end(tmp_path: Path) -> None:
 def test_a_sound_run_trains_the_pose_network_and_resumes_bit_by_bit(tmp_path: Path) -> None:
     sound = frames_folder(tmp_path / "sound", 6)
     whole = run_fit(training(sound), tmp_path / "whole")
-    assert len(whole.notices) == 1  # of the data: the ends of the sequence have one neighbour
+    assert len(whole.notices) == 2  # the ends of the sequence have one neighbour; metres will drift
     rows = (tmp_path / "whole" / "log.csv").read_text()
     assert "mask_share=" in rows
     assert "pose_turn_deg=" in rows
@@ -292,6 +298,16 @@ def test_self_supervision_without_frames_is_refused(tmp_path: Path) -> None:
     config = training(tmp_path, sources=[{"data": "rendered:room?count=4&height=48&width=64"}])
     with pytest.raises(ConfigError, match="frames"):
         run_fit(config, tmp_path / "run")
+
+
+def test_metres_need_something_measured() -> None:
+    frames, smooth, depth = Photometric(), Smoothness(), Silog()
+    assert "drift" in what(unanchored([frames, smooth], (-1, 1), Kind.METRIC_DEPTH))
+    assert unanchored([frames, smooth], (-1, 1), Kind.SCALED_DISPARITY) == []
+    assert unanchored([frames, smooth], (-1, "stereo"), Kind.METRIC_DEPTH) == []
+    assert unanchored([Photometric(poses="known")], (-1, 1), Kind.METRIC_DEPTH) == []
+    assert unanchored([frames, depth], (-1, 1), Kind.METRIC_DEPTH) == []
+    assert unanchored([depth], (), Kind.METRIC_DEPTH) == []
 
 
 def test_a_figure_is_judged_by_the_median_of_the_last_iterations() -> None:

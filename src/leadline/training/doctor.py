@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from leadline.depth import Kind
 from leadline.errors import DataError, LeadlineError
 from leadline.training.batches import Clip
 from leadline.training.motion import TEXTURE, motion_between, texture
+from leadline.training.objectives.self_supervised import Photometric, Smoothness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from leadline.data.dataset import Dataset, Offset, Sample
+    from leadline.training.objectives import Term
     from leadline.training.parts import Part
 
 
@@ -83,13 +86,15 @@ class Attendance:
     Args:
         parts: the run's sources.
         every: iterations between two looks at the figures.
+        known: what was found elsewhere already.
     """
 
-    def __init__(self, parts: Sequence[Part] = (), every: int = 100) -> None:
+    def __init__(self, parts: Sequence[Part] = (), every: int = 100, known: Sequence[Finding] = ()) -> None:
         self.every = every
         self.findings: dict[str, Finding] = {}
         self._recent: deque[Mapping[str, float]] = deque(maxlen=min(every, 50))
         self._new: list[Finding] = []
+        self._say(known)
         for part in parts:
             if part.frames and part.dataset.format != "rendered":  # those move by construction
                 subset = part.indices.tolist()
@@ -166,6 +171,18 @@ def _clip(dataset: Dataset, index: int, offsets: Sequence[Offset]) -> Clip:
 
 def _picture(sample: Sample) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))).float() / 255
+
+
+def unanchored(objectives: Sequence[Term], offsets: Sequence[Offset], kind: Kind) -> list[Finding]:
+    """Metres that rest on nothing: frames of one moving camera leave the scale of depth open."""
+    frames = [objective for objective in objectives if isinstance(objective, Photometric)]
+    others = [each for each in objectives if not isinstance(each, Photometric | Smoothness)]
+    known = "stereo" in offsets or any(objective.poses == "known" for objective in frames)
+    if kind is not Kind.METRIC_DEPTH or not frames or others or known:
+        return []
+    mend = "add depth or labels (`silog`), a stereo pair or known poses, or train a network of scaled disparity"
+    figure, limit = "frames of one camera alone, poses learned", "tied to something measured"
+    return [Finding("metres that will drift", figure, limit, mend)]
 
 
 def watch(notes: Sequence[Mapping[str, float]]) -> list[Finding]:

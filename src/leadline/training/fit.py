@@ -19,7 +19,7 @@ from leadline.output import output_lock, write_atomic
 from leadline.training.average import update
 from leadline.training.batches import Batch, Mix, ahead
 from leadline.training.checkpointing import resume, save_state
-from leadline.training.doctor import Attendance
+from leadline.training.doctor import Attendance, unanchored
 from leadline.training.interruption import Stop
 from leadline.training.learner import prepare
 from leadline.training.log import Log, Progress
@@ -122,7 +122,8 @@ def fit(
         mix = Mix(config, contract, size, rows=team.rows(config.batch))
         _check_frames(config, mix)
         if team.leads:
-            doctor = Attendance(mix.sources if not done else ())
+            drift = unanchored(config.objectives, mix.offsets, contract.output.kind)
+            doctor = Attendance(mix.sources if not done else (), known=drift)
             write_atomic(out / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
             log = Log(out / LOG, done)
         bad = empty = 0

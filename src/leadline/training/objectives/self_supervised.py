@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from leadline.training.objectives.base import Seen
 
 POSE = "pose"  # name of the pose network among the modules of a run
+UNIT_M = 5.4  # the published stereo factor (SPEC.md 4.4): networks of 0.1 to 100 units start within a picture's width
 
 
 class PoseOptions(BaseModel):
@@ -51,8 +52,10 @@ class Photometric(Term):
         default="learned", description="of frames along time; those of a stereo pair are always known"
     )
     pose: PoseOptions = PoseOptions()
-    unit_m: float = Field(
-        default=1.0, gt=0, description="metres per unit of the network's depth, for known poses (monodepth2: 5.4)"
+    unit_m: float | None = Field(
+        default=None,
+        gt=0,
+        description="metres per unit of the network's depth, for known poses; 1 for metric networks, else 5.4",
     )
     align_corners: bool = Field(default=False, description="the published code's pixel centres, at integers")
 
@@ -107,15 +110,25 @@ class Photometric(Term):
             where = seen.batch.names[int(clip.rows[0])]
             mend = "use `poses: learned`, or data with poses (rendered, stereo with its calibration)"
             raise DataError("the camera's motion is not known", where=where, why=f"offset {names}", mend=mend)
+        unit = self._unit(seen.kind)
         columns: dict[int, Tensor] = {}
         for k in known:
             pose = clip.poses[:, k]
-            columns[k] = rigid_motion(pose[:, :3, :3], pose[:, :3, 3] / self.unit_m)
+            columns[k] = rigid_motion(pose[:, :3, :3], pose[:, :3, 3] / unit)
         if learned:
             steps = [int(clip.offsets[k]) for k in learned]
             motions = _estimated(seen.modules[POSE], clip.seen[:, [0, *(1 + k for k in learned)]], steps)
             columns |= dict(zip(learned, motions, strict=True))
         return torch.stack([columns[k] for k in range(len(clip.offsets))], 1)
+
+    def _unit(self, kind: Kind) -> float:
+        """Metres per unit of the network's depth."""
+        if kind is Kind.METRIC_DEPTH:
+            if self.unit_m not in (None, 1.0):
+                why = f"unit_m is {self.unit_m:g}, and the network predicts metres"
+                raise KindError("photometric", why=why, mend="leave unit_m out")
+            return 1.0
+        return self.unit_m or UNIT_M
 
 
 class Smoothness(Term):
