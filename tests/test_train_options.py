@@ -89,9 +89,19 @@ def test_the_order_of_memory_changes_nothing_but_rounding() -> None:
     assert torch.allclose(*found, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_compiled_network_learns_the_same_and_is_stored_under_the_same_names(tmp_path: Path) -> None:
+def test_a_compiled_network_learns_the_same_and_is_stored_under_the_same_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is captured as always, but run without generating C++, which takes minutes."""
+    asked: list[object] = []
+    compile_for_real = torch.compile
+
+    def without_code(function: Any) -> Any:
+        asked.append(function)
+        return compile_for_real(function, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", without_code)
     losses: dict[bool, list[float]] = {True: [], False: []}
     for compiled, seen in losses.items():
         start = beginning()
@@ -99,4 +109,5 @@ def test_a_compiled_network_learns_the_same_and_is_stored_under_the_same_names(t
         out = tmp_path / str(compiled)
         result = fit(config(compile=compiled, iterations=2), start, out, on_progress=lambda p, s=seen: s.append(p.loss))
         assert set(result.model.state_dict()) == names
-    assert losses[True] == pytest.approx(losses[False], rel=1e-2)
+    assert len(asked) == 1
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)

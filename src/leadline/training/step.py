@@ -48,12 +48,14 @@ def step(
     for piece, share in zip(pieces, parts, strict=True):
         seen = _look(learner, piece.to(team.device), config, kind)
         loss, found = total_loss(config.objectives, seen, share, _everyone(seen, config, team))
+        if team.size > 1:  # every process must run backward through all that it ran forward: norms meet there too
+            loss = loss + 0.0 * sum(values.sum() for values in seen.outputs.maps)
         found = _of_all(found, config, team)
         for name, value in found.items():
             terms[name] = terms.get(name, 0.0) + value
         for name, value in seen.notes.items():
             terms[name] = terms.get(name, 0.0) + value / len(pieces)
-        if not all(math.isfinite(value) for value in found.values()):
+        if not math.isfinite(team.total([float(loss.detach())])[0]):
             learner.optimizer.zero_grad(set_to_none=True)
             return math.nan, terms
         learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -51,8 +51,6 @@ def total_loss(
     """
     total = seen.outputs.maps[0].sum() * 0.0  # keeps the graph where no sample has a valid pixel
     terms: dict[str, float] = {}
-    if everyone is not None:  # so that every process runs backward through all that it ran forward
-        total = sum((values.sum() * 0.0 for values in seen.outputs.maps), total)
     for number, objective in enumerate(objectives):
         value = objective.term(everyone if everyone is not None and objective.joined else seen)
         if shares is not None:
