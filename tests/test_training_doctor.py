@@ -312,8 +312,8 @@ def test_metres_need_something_measured() -> None:
 
 def test_a_figure_is_judged_by_the_median_of_the_last_iterations() -> None:
     doctor = Attendance(every=10)
-    for iteration in range(1, 10):
+    for iteration in range(1, 30):
         assert doctor.look(iteration, GOOD | {"mask_share": 0.99}) == []
-    (finding,) = doctor.look(10, GOOD)
+    (finding,) = doctor.look(30, GOOD)
     assert "masked" in finding.what
-    assert doctor.look(20, GOOD | {"mask_share": 0.99}) == []  # said once
+    assert doctor.look(40, GOOD | {"mask_share": 0.99}) == []  # said once

@@ -43,7 +43,7 @@ OFF_CENTRE = 0.15  # largest distance of the principal point from the centre, of
 MASKED = 0.9  # largest share of pixels that fit best without any warp
 COLLAPSED = 0.02  # smallest spread of disparity, of its mean
 BLACK = 0.015  # mean disparity at the lower end of the published range, 0.01 to 10
-GLARING = 5.0  # and at its upper end
+GLARING = 8.0  # and at its upper end
 FROZEN = 1e-5  # pose_parallax below which the pose network says that nothing moves
 EXPLODED = 1.0  # above which the camera moves as far as the scene is deep
 TURNING = 20.0  # degrees between two frames
@@ -85,7 +85,8 @@ class Attendance:
 
     Args:
         parts: the run's sources.
-        every: iterations between two looks at the figures.
+        every: iterations between two looks at the figures; the first is after three times as many, since a fresh
+            network predicts one value everywhere.
         known: what was found elsewhere already.
     """
 
@@ -103,7 +104,7 @@ class Attendance:
     def look(self, iteration: int, notes: Mapping[str, float]) -> list[Finding]:
         """What is newly found after an iteration (1-based) that left these notes."""
         self._recent.append(notes)
-        if iteration % self.every == 0:
+        if iteration % self.every == 0 and iteration >= 3 * self.every:
             self._say(watch(self._recent))
         new, self._new = self._new, []
         return new
