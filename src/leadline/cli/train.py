@@ -104,14 +104,17 @@ def command(
 
 def _ending(result: Any, iterations: int, folder: Path) -> str:
     """The run's last line."""
+    from leadline.training.team import launched
+
     if result.begun >= iterations:
         begun = f"{result.begun} iterations were done before, {iterations} are asked for: nothing was trained."
         return f"{begun} Checkpoint: {folder}"
     waiting = f"{result.waiting:.0%} of the time waiting for data"
     if not result.interrupted:
         return f"{result.iteration} iterations, done, {waiting}. Checkpoint: {folder}"
-    again = shlex.join(["leadline", *sys.argv[1:]])
-    rest = f"To go on to {iterations}, run the same command again: {again}"
+    command = shlex.join(["leadline", *sys.argv[1:]])
+    again = "the same torchrun command" if launched() else f"the same command again: {command}"
+    rest = f"To go on to {iterations}, run {again}"
     return f"{result.iteration} iterations, interrupted, {waiting}. Checkpoint: {folder}. {rest}"
 
 
