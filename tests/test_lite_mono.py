@@ -354,8 +354,7 @@ def test_the_dilation_plan_is_an_option_of_any_size():
 
 @pytest.fixture(scope="module")
 def exported() -> LoadedModel:
-    config = SMALL.model_copy(update={"attention": (1,)})
-    return LoadedModel(lived_in(config), lite_mono.contract(config), "small", (), "lite-mono", config)
+    return LoadedModel(lived_in(SMALL), lite_mono.contract(SMALL), "small", (), "lite-mono", SMALL)
 
 
 def parity(model: LoadedModel, folder, engine: str, precision: str, size=(64, 96), run_at=(64, 96), dynamic=False):
@@ -374,11 +373,11 @@ def parity(model: LoadedModel, folder, engine: str, precision: str, size=(64, 96
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-3), ("int8-static", 0.25)])
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-3), ("int8-static", 0.4)])
 def test_exports_compute_the_same(exported, tmp_path, engine, precision, limit):
     difference, correlation = parity(exported, tmp_path, engine, precision)
     assert difference < limit
-    assert correlation > 1 - limit / 2
+    assert correlation > 1 - limit / 4
 
 
 def test_positions_are_a_constant_at_a_fixed_size(exported):
@@ -397,8 +396,8 @@ def test_an_open_size_stays_open(exported, tmp_path, engine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("bins", ["fixed", "adaptive"])
-def test_bins_export_too(tmp_path, engine, bins):
-    config = SMALL.model_copy(update={"bins": bins})
+@pytest.mark.parametrize("change", [{"bins": "fixed"}, {"bins": "adaptive"}, {"attention": (1, 2, 3)}])
+def test_bins_and_attention_export_too(tmp_path, engine, change):
+    config = SMALL.model_copy(update=change)
     model = LoadedModel(lived_in(config), lite_mono.contract(config), "small", (), "lite-mono", config)
     assert parity(model, tmp_path, engine, "fp32")[0] < 1e-3
