@@ -263,16 +263,29 @@ def test_every_stage_doubles_the_size(stage):
 
 @pytest.mark.parametrize("kind", ["sigmoid", "softplus"])
 def test_an_untrained_head_starts_at_the_depth_asked_for(kind):
-    head = decoders.head(16, kind, max_depth=10.0, start=2.5)
+    head = decoders.head(16, kind, high=10.0, start=2.5)
     torch.testing.assert_close(head(torch.zeros(1, 16, 2, 2)), torch.full((1, 1, 2, 2), 2.5))
 
 
 @torch.no_grad()
 def test_a_sigmoid_head_stays_within_its_bound():
-    head = decoders.head(1, "sigmoid", max_depth=10.0, start=2.5)
+    head = decoders.head(1, "sigmoid", high=10.0, start=2.5)
     head[0].weight.fill_(1.0)
     depth = head(torch.tensor([-1e4, 1e4]).reshape(2, 1, 1, 1)).flatten()
     assert depth.tolist() == [0.0, 10.0]
+
+
+@torch.no_grad()
+def test_scaled_disparity_starts_at_its_depth_and_stays_between_its_bounds():
+    says = {"kind": "scaled_disparity", "head": "sigmoid", "min_depth": 0.5, "max_depth": 100.0, "start_depth": 4.0}
+    config = parse_config("fastdepth", {**VARIANTS["leadline-xs"].model_dump(), **says})
+    head = build(config).decoder.conv6
+    torch.testing.assert_close(head(torch.zeros(1, 20, 2, 2)), torch.full((1, 1, 4, 4), 0.25))
+    head[0].weight.fill_(1.0)
+    ends = [head(torch.full((1, 20, 1, 1), x)).mean().item() for x in (-1e4, 1e4)]
+    assert ends == pytest.approx([0.01, 2.0])
+    output = fastdepth.contract(config).output
+    assert (output.kind, output.minimum, output.maximum) == ("scaled_disparity", 0.01, 2.0)
 
 
 def test_initialisation_follows_the_fan_out_and_reaches_the_decoder():
@@ -297,6 +310,11 @@ def test_initialisation_follows_the_fan_out_and_reaches_the_decoder():
         ({"upsampler": "shuffle", "skip": "add"}, "shuffle is defined without skips"),
         ({"upsampler": "deconv", "head_stride": 2}, "head_stride 2 needs nnconv or blconv"),
         ({"head": "sigmoid", "max_depth": 2.0}, "start_depth 2.5 must be below max_depth 2"),
+        ({"kind": "scaled_disparity"}, "use head sigmoid"),
+        (
+            {"kind": "scaled_disparity", "head": "sigmoid", "start_depth": 0.1},
+            "start_depth 0.1 must lie between min_depth 0.1 and max_depth 10",
+        ),
         ({"lateral": True, "skip": "concat"}, "lateral projections belong to skip 'add'"),
         ({"skip": "add", "skip_strides": (8, 8)}, "skip_strides must be distinct"),
         ({"encoder_width": (1,)}, "Did you mean 'encoder_widths'"),

@@ -79,15 +79,16 @@ class UpProj(nn.Module):
 
 
 class Bounded(nn.Module):
-    """`max_depth * sigmoid(x)`: depth in metres, 0 to `max_depth`."""
+    """A sigmoid from `low` to `high`: depth in metres from 0, or scaled disparity."""
 
-    def __init__(self, max_depth: float) -> None:
+    def __init__(self, high: float, low: float = 0.0) -> None:
         super().__init__()
-        self.max_depth = max_depth
+        self.high, self.low = high, low
 
     def forward(self, x: Tensor) -> Tensor:
-        """Metres, same shape."""
-        return self.max_depth * torch.sigmoid(x)
+        """Values between the bounds, same shape."""
+        y = (self.high - self.low) * torch.sigmoid(x)
+        return self.low + y if self.low else y
 
 
 class Prediction(nn.Conv2d):
@@ -100,20 +101,21 @@ class Prediction(nn.Conv2d):
         nn.init.normal_(self.weight, std=0.1 / math.sqrt(inputs))
 
 
-def head(inputs: int, kind: str, max_depth: float, start: float) -> nn.Sequential:
+def head(inputs: int, kind: str, high: float, start: float, low: float = 0.0) -> nn.Sequential:
     """Pointwise convolution to one channel and the output function.
 
     Args:
         inputs: channels.
-        kind: `relu` (BN and ReLU, as published), `sigmoid` (times `max_depth`) or `softplus`.
-        max_depth: metres, of `sigmoid`.
-        start: metres that an untrained `sigmoid` or `softplus` head returns on average.
+        kind: `relu` (BN and ReLU, as published), `sigmoid` (from `low` to `high`) or `softplus`.
+        high: largest value of `sigmoid`, metres or disparity.
+        start: value that an untrained `sigmoid` or `softplus` head returns on average.
+        low: smallest value of `sigmoid`.
     """
     if kind == "relu":
         return nn.Sequential(nn.Conv2d(inputs, 1, 1, bias=False), nn.BatchNorm2d(1), nn.ReLU())
     if kind == "sigmoid":
-        share = start / max_depth
-        return nn.Sequential(Prediction(inputs, math.log(share / (1 - share))), Bounded(max_depth))
+        share = (start - low) / (high - low)
+        return nn.Sequential(Prediction(inputs, math.log(share / (1 - share))), Bounded(high, low))
     return nn.Sequential(Prediction(inputs, math.log(math.expm1(start))), nn.Softplus())
 
 

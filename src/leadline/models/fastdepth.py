@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leadline.contract import Contract, InputSpec, OutputSpec
+from leadline.depth import Kind
 from leadline.errors import CheckpointError
 from leadline.models import decoders, efficientnet_lite, mobilenet, mobilenet_v2, resnet
 from leadline.models.fastdepth_config import Config
@@ -39,7 +40,9 @@ def _stages(config: Config) -> list[nn.Module]:
 
 
 def _head(config: Config) -> nn.Sequential:
-    head = decoders.head(config.decoder_widths[-1], config.head, config.max_depth, config.start_depth)
+    low, high = config.bounds
+    start = 1 / config.start_depth if config.kind is Kind.SCALED_DISPARITY else config.start_depth
+    head = decoders.head(config.decoder_widths[-1], config.head, high, start, low)
     if config.head_stride == 2:
         head.append(decoders.upsampling("blconv"))
     return head
@@ -194,9 +197,12 @@ def contract(config: Config) -> Contract:
         mean=mean,
         std=std,
     )
-    top = config.max_depth if config.head == "sigmoid" else None
+    low, high = config.bounds
+    top = high if config.head == "sigmoid" else None
     name = next((name for name, known in VARIANTS.items() if known == config), f"fastdepth-{config.encoder}")
-    return Contract(name=name, input=spec, output=OutputSpec(kind=config.kind, minimum=0.0, maximum=top))
+    return Contract(
+        name=name, input=spec, output=OutputSpec(kind=config.kind, minimum=low if top else 0.0, maximum=top)
+    )
 
 
 def load_imagenet(model: nn.Module) -> None:

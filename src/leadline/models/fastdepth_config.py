@@ -58,11 +58,14 @@ class Config(BaseModel):
         skip: how features of the encoder join the decoder, after the upsampling.
         skip_strides: where.
         lateral: bring a feature to the decoder's width by a 1x1 convolution and BN before it is added.
-        kind: what the values mean; `relative_disparity` (inverse depth up to scale and shift) is for any picture.
+        kind: what the values mean; `relative_disparity` (inverse depth up to scale and shift) is for any picture,
+            `scaled_disparity` (inverse depth up to scale) for self-supervision.
         head: output function; `relu` is the published one, the others keep gradients alive everywhere.
         head_stride: 2 predicts at half the size and doubles bilinearly; after nearest doubling nothing is lost by it.
+        min_depth: nearest depth that scaled disparity can say, in the unit of the network's own scale.
         max_depth: metres; the bound of a `sigmoid` head.
-        start_depth: what an untrained `sigmoid` or `softplus` head returns on average, metres (or disparity).
+        start_depth: what an untrained `sigmoid` or `softplus` head says on average, metres (relative disparity: its
+            value).
         height: of the input that the network was made for, pixels.
         width: likewise.
     """
@@ -81,9 +84,10 @@ class Config(BaseModel):
     skip: Literal["none", "add", "concat"] = "none"
     skip_strides: tuple[Literal[2, 4, 8, 16], ...] = (8, 4, 2)
     lateral: bool = False
-    kind: Literal[Kind.METRIC_DEPTH, Kind.RELATIVE_DISPARITY] = Kind.METRIC_DEPTH
+    kind: Literal[Kind.METRIC_DEPTH, Kind.RELATIVE_DISPARITY, Kind.SCALED_DISPARITY] = Kind.METRIC_DEPTH
     head: Literal["relu", "sigmoid", "softplus"] = "relu"
     head_stride: Literal[1, 2] = 1
+    min_depth: Annotated[float, Field(gt=0)] = 0.1
     max_depth: Annotated[float, Field(gt=0)] = 10.0
     start_depth: Annotated[float, Field(gt=0)] = 2.5
     height: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = 224
@@ -121,6 +125,8 @@ class Config(BaseModel):
             raise ValueError(f"head_stride 2 needs nnconv or blconv, not {self.upsampler}")
         if self.kind is Kind.RELATIVE_DISPARITY and self.head == "sigmoid":
             raise ValueError("relative_disparity has no largest value: use head softplus or relu")
+        if self.kind is Kind.SCALED_DISPARITY:
+            self._check_scaled()
         if self.head != "relu" and self.start_depth >= self.max_depth:
             raise ValueError(f"start_depth {self.start_depth} must be below max_depth {self.max_depth}")
         if self.upsampler == "shuffle":
@@ -132,6 +138,13 @@ class Config(BaseModel):
         if self.lateral and self.skip != "add":
             raise ValueError(f"lateral projections belong to skip 'add', not {self.skip!r}")
         return self
+
+    def _check_scaled(self) -> None:
+        if self.head != "sigmoid":
+            raise ValueError("scaled_disparity lies between 1 / max_depth and 1 / min_depth: use head sigmoid")
+        if not self.min_depth < self.start_depth < self.max_depth:
+            limits = f"min_depth {self.min_depth} and max_depth {self.max_depth}"
+            raise ValueError(f"start_depth {self.start_depth} must lie between {limits}")
 
     def _check_shuffle(self) -> None:
         if self.skip != "none" or self.head != "relu":
@@ -148,6 +161,11 @@ class Config(BaseModel):
                     f"skip 'add' at stride {stride} needs equal widths, but the encoder gives {theirs} channels and "
                     f"the decoder {ours}: set lateral to true (1x1 projections) or change decoder_widths"
                 )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(smallest, largest) value of a sigmoid head: metres, or scaled disparity."""
+        return (1 / self.max_depth, 1 / self.min_depth) if self.kind is Kind.SCALED_DISPARITY else (0.0, self.max_depth)
 
     @property
     def features(self) -> tuple[int, ...]:
