@@ -80,6 +80,12 @@ class OutputError(LeadlineError):
     """An output place that is read-only, full, or in use by another run."""
 
 
+class ProcessError(LeadlineError):
+    """Another process of the run ended."""
+
+    exit_status = 1
+
+
 MOST_NAMED = 12  # words of a list that a message of one line can hold
 
 

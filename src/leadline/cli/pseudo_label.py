@@ -58,7 +58,7 @@ def command(
 
     job = Job(teacher, _reference(data), split, wanted, number_and_count, skip_bad)
     started = time.perf_counter()
-    summary = _run(job, out, processes, ray)
+    summary = run(job, out, processes, ray)
     _report(summary, time.perf_counter() - started, json)
     if summary.failed:
         raise typer.Exit(1)
@@ -85,7 +85,8 @@ def _reference(data: str) -> str:
     return f"frames:{data}" if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file() else data
 
 
-def _run(job: Job, out: Path, processes: int, ray: bool) -> Summary:
+def run(job: Job, out: Path, processes: int, ray: bool) -> Summary:
+    """Label, with a bar on stderr where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

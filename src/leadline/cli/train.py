@@ -5,20 +5,33 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from leadline.cli.options import Json, Size, SkipBad, parse_size
 
+if TYPE_CHECKING:
+    from leadline.training.plan import Plan
+
+MANY, LABELLERS = 64, 8  # pictures that are worth several labelling processes, and how many of those
+
+HELP = """Train a depth network, or go on with one: pictures with depth, pictures alone, films.
+
+Losses and rate follow the data and the start, and are said before training.
+Run the same line again and it continues exactly where it was. The result,
+OUT/checkpoint, is a model for every other verb."""
+
 EXAMPLES = (
-    "leadline train --model leadline-s --data rendered:room --iterations 20 --batch 4 --size 96,128 --out runs/try",
-    "leadline train configs/leadline-s-indoor.yaml --out runs/indoor",
-    "leadline train configs/leadline-s-indoor.yaml --out runs/indoor --iterations 4000 --set learning_rate=5e-4",
-    "torchrun --standalone --nproc-per-node 2 -m leadline train configs/leadline-s-indoor.yaml --out runs/indoor",
+    "leadline train --model leadline-s-indoor --data PAIRS --out runs/a",
+    "leadline train --model leadline-xs --data PHOTOS --teacher leadline-s-indoor --out runs/b",
+    "leadline train --model lite-mono-tiny --data 'frames:FILM.mp4?fov=60' --out runs/c",
+    "leadline train configs/leadline-s-indoor.yaml --out runs/d --iterations 4000 --set learning_rate=5e-4",
+    "torchrun --standalone --nproc-per-node 2 -m leadline train configs/leadline-s-indoor.yaml --out runs/e",
 )
 
 
@@ -29,14 +42,22 @@ def command(
     ),
     model: Annotated[Optional[str], typer.Option("--model", "-m", help="Variant, or reference to start from.")] = None,
     data: Annotated[Optional[list[str]], typer.Option("--data", "-d", help="DATA or DATA#SPLIT; repeatable.")] = None,
+    teacher: Annotated[
+        Optional[str],
+        typer.Option("--teacher", metavar="REF", help="Label pictures without depth first, by this model."),
+    ] = None,
     loss: Annotated[
         Optional[list[str]],
-        typer.Option("--loss", help="l1, silog, ssi, gradient, ..., with =WEIGHT if not 1; repeat to add."),
+        typer.Option(
+            "--loss", help="l1, silog, ssi, gradient, ..., with =WEIGHT if not 1; repeat. Default: by the data."
+        ),
     ] = None,
     iterations: Annotated[Optional[int], typer.Option(min=1, help="Length of the run.")] = None,
     batch: Annotated[Optional[int], typer.Option(min=2, help="Pictures of each iteration.")] = None,
     size: Size = None,
-    learning_rate: Annotated[Optional[float], typer.Option(help="Peak rate of the decoder.")] = None,
+    learning_rate: Annotated[
+        Optional[float], typer.Option(help="Peak rate of the decoder; smaller by default for trained weights.")
+    ] = None,
     device: Annotated[Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     precision: Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16.")] = None,
     threads: Annotated[Optional[int], typer.Option("--threads", "-t", min=0, help="0: PyTorch chooses.")] = None,
@@ -45,7 +66,7 @@ def command(
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
-    """Train a depth network; run the same line again and it continues exactly where it was."""
+    """Train a depth network."""
     import yaml
 
     from leadline.errors import ConfigError
@@ -74,10 +95,17 @@ def command(
         flags[key] = yaml.safe_load(value)
     settings = load_config(config, flags)
     check_writable(out)
+    from leadline.training.plan import plan
     from leadline.training.run import run
 
+    chosen = plan(settings, out, teacher)
+    if not as_json and os.environ.get("RANK", "0") == "0":
+        print(chosen.said, file=sys.stderr, flush=True)
+    unlabelled = _label(chosen, out, teacher) if teacher else {}
+    settings = chosen.config
     with _Display(quiet=as_json) as display:
-        result, folder = run(settings, out, display.show)
+        result, folder = run(settings, out, display.show, start=chosen.start)
+    result.skipped |= unlabelled
     if not result.leads:  # torchrun started several: one speaks
         raise typer.Exit(130 if result.interrupted else 1 if result.skipped else 0)
     facts = {
@@ -100,6 +128,45 @@ def command(
         raise typer.Exit(130)
     if result.skipped:
         raise typer.Exit(1)
+
+
+def _label(chosen: Plan, out: Path, teacher: str) -> dict[str, str]:
+    """Label what has no depth; returns the pictures that could not be, with the reason.
+
+    Raises:
+        ConfigError: several processes would label the same.
+        DataError: pictures that cannot be labelled, and are not to be left out.
+    """
+    import torch
+
+    from leadline.cli.pseudo_label import run as label
+    from leadline.errors import ConfigError, DataError
+    from leadline.labelling import Job
+    from leadline.training.team import launched
+
+    failed: dict[str, str] = {}
+    for source, pictures in ((each.source, each.unlabelled) for each in chosen.lessons if each.unlabelled is not None):
+        store = Path(str(source.labels))
+        if launched():
+            mend = f"run `leadline pseudo-label {teacher} '{source.data}' --out {store}`, then train on "
+            mend += f"--data 'pseudo:{source.data},{store}'"
+            raise ConfigError("one process labels", where="--teacher", why="torchrun started several", mend=mend)
+        cores = chosen.config.threads or os.cpu_count() or 1
+        job = Job(teacher, source.data, source.split, skip_bad=chosen.config.skip_bad)
+        threads = torch.get_num_threads()
+        summary = label(job, store, min(cores, LABELLERS) if pictures >= MANY else 1, False)
+        torch.set_num_threads(threads)  # a teacher in this process takes one, training as many as there are
+        bad = {item.name: str(item.error) for item in summary.failed}
+        new = len(summary.items) - len(bad)
+        terms = summary.info.licence
+        terms = f"; its licence, {terms}, may bind the result" if terms not in ("", "unknown") else ""
+        print(f"{new} labelled, {summary.before} before -> {store}{terms}", file=sys.stderr, flush=True)
+        if bad and not chosen.config.skip_bad:
+            why = f"{len(bad)} of {summary.total}, the first: {next(iter(bad.values()))}"
+            mend = "mend or remove them, or leave them out with --skip-bad"
+            raise DataError("pictures that cannot be labelled", where=source.data, why=why, mend=mend)
+        failed |= bad
+    return failed
 
 
 def _ending(result: Any, iterations: int, folder: Path) -> str:

@@ -25,13 +25,20 @@ if TYPE_CHECKING:
     from leadline.training.log import Progress
 
 
-def run(config: TrainConfig, out: Path, on_progress: Callable[[Progress], None] | None = None) -> tuple[Result, Path]:
+def run(
+    config: TrainConfig,
+    out: Path,
+    on_progress: Callable[[Progress], None] | None = None,
+    *,
+    start: Start | None = None,
+) -> tuple[Result, Path]:
     """Train as configured and write `out/checkpoint` (the averaged weights where an average is kept).
 
     Args:
         config: the run.
         out: folder of the run; run again, it continues there.
         on_progress: called after each iteration.
+        start: what `starting_point(config)` gave, where it was asked before.
 
     Returns:
         How the run ended, and the checkpoint's folder. An interrupted run has a checkpoint too; of several processes
@@ -44,7 +51,7 @@ def run(config: TrainConfig, out: Path, on_progress: Callable[[Progress], None] 
     """
     card = _card(config)
     refuse_data_folder(config, out)
-    start = starting_point(config)
+    start = start or starting_point(config)
     validate = _validator(config) if config.validation else None
     result = fit(config, start, out, validate=validate, on_progress=on_progress)
     folder = out / "checkpoint"

@@ -28,8 +28,9 @@ def step(
 
     The pieces' and processes' terms are weighted by what they are means over (`Term.count`), and gradients are summed:
     the update is that of one process with the joined batch, to rounding. Exceptions, by nature: `joined` terms (silog,
-    berhu, gradient) are means over the pieces of gradient accumulation, and batch normalisation takes the statistics
-    of one piece (but of all processes); random draws inside networks and losses differ between processes.
+    berhu, gradient, ssi-trimmed) are means over the pieces of gradient accumulation; batch normalisation takes the
+    statistics of one piece, in the network of all processes, in the modules beside it (pose networks) of
+    each process alone; random draws inside networks and losses differ between processes.
 
     Args:
         learner: what is trained.

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from leadline.depth import Kind
-from leadline.errors import ConfigError, LeadlineError, UnavailableError
+from leadline.errors import ConfigError, ProcessError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,12 +26,6 @@ T = TypeVar("T")
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 PATIENCE = timedelta(hours=2)  # while one process validates, the others wait
 _KINDS = list(Kind)
-
-
-class ProcessError(LeadlineError):
-    """Another process of the run ended."""
-
-    exit_status = 1
 
 
 def launched() -> bool:
