@@ -15,7 +15,7 @@ def test_network_keys_change_a_variant_and_nothing_else():
     start = starting_point(changed)
     assert start.contract.output.kind is Kind.RELATIVE_DISPARITY
     assert start.config.decoder_widths == variants()["leadline-s"][1].decoder_widths
-    with pytest.raises(ConfigError, match="Did you mean .kind."):
+    with pytest.raises(ConfigError, match=r"Did you mean .kind."):
         starting_point(TrainConfig(**words, network={"kinds": "relative_disparity"}))
     with pytest.raises(ConfigError, match="use head softplus"):
         starting_point(TrainConfig(**words, network={"kind": "relative_disparity"}))

@@ -218,7 +218,7 @@ def _same_kind(storage: _Storage, kind: str, numel: int) -> _Storage:
 
 
 def _named_plans(root: Any) -> tuple[str, dict[str, TensorPlan], dict[str, int | float | bool | str]]:
-    """Class name of the module (or nothing), its tensors by name wherever they stand, and the plain values among them."""
+    """Class name of the module (or nothing), its tensors by name wherever they stand, and plain values among them."""
     found, name = root, ""
     for _ in range(4):
         if isinstance(found, Record):
