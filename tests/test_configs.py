@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 KINDS = {  # of what each network predicts; a new configuration is named here
     "ablation": Kind.SCALED_DISPARITY,
+    "distillation": Kind.RELATIVE_DISPARITY,
     "kitti-mono": Kind.SCALED_DISPARITY,
     "kitti-stereo": Kind.SCALED_DISPARITY,
     "leadline-s": Kind.RELATIVE_DISPARITY,
