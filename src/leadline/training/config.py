@@ -10,11 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from leadline.errors import ConfigError, closest
 from leadline.training.objectives import Objective
-from leadline.training.objectives.supervised import Silog
+from leadline.training.objectives.supervised import GradientMatching, Silog
 from leadline.training.paths import located
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+METRIC: tuple[Objective, ...] = (Silog(), GradientMatching(weight=0.1))  # for networks and data in metres
 
 
 class _Options(BaseModel):
@@ -88,7 +91,9 @@ class TrainConfig(_Options):
     )
     imagenet: bool = Field(default=False, description="start the encoder from ImageNet weights")
     sources: list[Source] = Field(min_length=1)
-    objectives: list[Objective] = Field(default_factory=lambda: list[Objective]([Silog()]), min_length=1)
+    objectives: list[Objective] = Field(
+        default_factory=lambda: list(METRIC), min_length=1, description="`leadline train` chooses by kinds where absent"
+    )
     validation: Validation | None = None
     augmentation: AugmentationOptions = AugmentationOptions()
     size: tuple[int, int] | None = Field(default=None, description="(height, width); the contract's where absent")

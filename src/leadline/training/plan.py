@@ -11,12 +11,12 @@ from leadline.depth import Kind
 from leadline.errors import ConfigError, KindError
 from leadline.models.registry import variants
 from leadline.reference import RANDOM
-from leadline.training.config import TrainConfig
+from leadline.training.config import METRIC, TrainConfig
 from leadline.training.fit import CONFIG, STATE
 from leadline.training.lessons import lessons_of
 from leadline.training.objectives.distillation import MedianCentred
 from leadline.training.objectives.self_supervised import Photometric, PoseOptions, Smoothness
-from leadline.training.objectives.supervised import GradientMatching, ScaleShiftInvariant, Silog
+from leadline.training.objectives.supervised import GradientMatching, ScaleShiftInvariant
 from leadline.training.paths import refuse_data_folder
 from leadline.training.run import starting_point
 
@@ -138,8 +138,8 @@ def _objectives(model: str, kind: Kind, lessons: Sequence[Lesson]) -> list[Term]
         pose = PoseOptions(network="small")
         terms += [Photometric(pose=pose, poses="known" if eyes else "learned"), Smoothness()]
     if kinds and kind is Kind.METRIC_DEPTH:
-        forgiving = [ScaleShiftInvariant(weight=0.3)] if len(kinds) > 1 else []
-        terms += [Silog(), *forgiving, GradientMatching(weight=0.1)]
+        terms += METRIC
+        terms += [ScaleShiftInvariant(weight=0.3)] if len(kinds) > 1 else []
     elif kinds and kind is Kind.SCALED_DISPARITY and Kind.RELATIVE_DISPARITY not in kinds:
         terms += [MedianCentred(), GradientMatching(weight=0.5)]  # forgives a scale and, unlike ssi, no shift
     elif kinds:
