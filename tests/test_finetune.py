@@ -192,6 +192,15 @@ def test_frames_without_a_camera_say_what_to_add(place: Path, tmp_path: Path, da
     assert f"'{reference}{'&' if '?' in reference else '?'}fov=60'" in str(caught.value)
 
 
+def test_losses_that_need_frames_alone_get_them_from_any_sequence(tmp_path: Path) -> None:
+    street = "rendered:street,count=1,sequence=6,height=96,width=128"
+    line = ("train", "--model", "lite-mono-tiny", "--data", street, "--loss", "photometric", "--loss", "smoothness")
+    said = invoke(*line, *BRIEF, "--out", tmp_path / "run").stderr
+    assert "loss photometric + 0.001 smoothness" in said
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored["sources"][0]["frames"] == [-1, 1]
+
+
 def test_frames_need_a_kind_with_geometry(place: Path, tmp_path: Path) -> None:
     with pytest.raises(KindError, match=r"self-supervision cannot start at .*lite-mono-tiny.*--teacher"):
         chosen(tmp_path, place / "relative", f"{place / 'film.mp4'}?fov=80")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from leadline.training.config import Source, TrainConfig
 
 LABELS = "labels"  # folder of a run that holds what its teacher said
+FRAMES = [-1, 1]  # the neighbours that self-supervision sees where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def lessons_of(config: TrainConfig, out: Path, teacher: str | None, answer: Kind
     """
     settled = "objectives" in config.model_fields_set
     wanted = settled and any(objective.needs_frames for objective in config.objectives)
+    nothing_else = settled and all(objective.needs_frames for objective in config.objectives)
     lessons: list[Lesson] = []
     for source in config.sources:
         if source.labels is not None:
@@ -60,7 +62,8 @@ def lessons_of(config: TrainConfig, out: Path, teacher: str | None, answer: Kind
         elif source.frames:
             lessons.append(Lesson(source, None, f"frames of {short_name(source.data)}"))
         elif settled and not teacher and not _only_frames(source.data):
-            lessons.append(Lesson(source, None, short_name(source.data)))
+            around = source.model_copy(update={"frames": FRAMES}) if nothing_else else source
+            lessons.append(Lesson(around, None, f"{'frames of ' if nothing_else else ''}{short_name(source.data)}"))
         else:
             number = sum(lesson.unlabelled is not None for lesson in lessons) + 1
             store = out / (LABELS if number == 1 else f"{LABELS}-{number}")
@@ -88,14 +91,14 @@ def _lesson(
         frames = source.data if _only_frames(source.data) else f"frames:{source.data}"
         mend = f"let a model label them: --teacher REF; or, of a moving camera, learn from {_with_camera(frames)}"
         if _only_frames(source.data):
-            mend = "let a model label them: --teacher REF; or add --loss photometric --loss smoothness=0.001"
+            mend = "let a model label them: --teacher REF; or add --loss photometric --loss smoothness"
         raise DataError("pictures without depth", where=source.data, why="nothing says how deep they are", mend=mend)
     if sample is not None and sample.intrinsics is None:
         mend = f"say its horizontal field of view, as in {_with_camera(source.data)}, or write an intrinsics.txt"
         mend += " (fx fy cx cy) beside the pictures; or let a model label them: --teacher REF"
         why = "self-supervision must know the camera"
         raise DataError("frames without a camera", where=source.data, why=why, mend=mend)
-    return Lesson(source.model_copy(update={"frames": [-1, 1]}), None, f"frames of {short_name(source.data)}")
+    return Lesson(source.model_copy(update={"frames": FRAMES}), None, f"frames of {short_name(source.data)}")
 
 
 def _first(source: Source, skip_bad: bool) -> tuple[Dataset, Sample | None]:
