@@ -127,6 +127,9 @@ class TestFolder:
             ({"fx": 10, "fy": -10, "cx": 8, "cy": 6}, "focal lengths must be positive"),
             ({"fx": 10, "fy": 10, "cx": 80, "cy": 6}, "principal point .* outside 12x16"),
             ({"fx": 10, "fy": 10, "cx": 8, "cy": -1}, "principal point"),
+            ({"fx": 0.6, "fy": 0.8, "cx": 0.5, "cy": 0.5}, "view of 171 degrees.*multiply fx and cx by the width"),
+            ({"fx": 1000, "fy": 1000, "cx": 8, "cy": 6}, "field of view of 0.917 degrees"),  # 2 atan(8 / 1000)
+            ({"fx": 10, "fy": 41, "cx": 8, "cy": 6}, "differ by more than 4 times"),
         ],
     )
     def test_a_camera_that_cannot_be_is_refused(self, tmp_path: Path, camera: dict[str, float], message: str) -> None:

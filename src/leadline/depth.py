@@ -13,6 +13,9 @@ from leadline.errors import KindError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FOV_RANGE = (2.0, 170.0)  # horizontal, degrees: beyond, a typing error is likelier than a lens
+MOST_ANAMORPHIC = 4
+
 
 class Kind(StrEnum):
     """What a depth value means."""
@@ -60,6 +63,17 @@ class Intrinsics:
     def flipped(self, width: int) -> Intrinsics:
         """The camera after the picture of `width` pixels was mirrored left to right."""
         return replace(self, cx=width - self.cx)
+
+    def implausible(self, height: int, width: int) -> str:
+        """Why no lens has these focal lengths for a picture of this size in pixels; empty where one may."""
+        if not (np.isfinite([self.fx, self.fy]).all() and min(self.fx, self.fy) > 0):
+            return "focal lengths must be positive"
+        fov = 2 * float(np.degrees(np.arctan(width / (2 * self.fx))))
+        if not FOV_RANGE[0] <= fov <= FOV_RANGE[1]:
+            return f"fx is a horizontal field of view of {fov:.3g} degrees, which no pinhole camera has"
+        if not 1 / MOST_ANAMORPHIC <= self.fy / self.fx <= MOST_ANAMORPHIC:
+            return f"fx and fy differ by more than {MOST_ANAMORPHIC} times"
+        return ""
 
     @classmethod
     def from_fov(cls, fov_x_deg: float, height: int, width: int) -> Intrinsics:

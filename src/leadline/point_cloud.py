@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leadline.depth import Kind
+from leadline.depth import FOV_RANGE, Kind
 from leadline.errors import DataError, KindError
 
 if TYPE_CHECKING:
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
 
     from leadline.depth import Depth, Intrinsics
 
-FOV_RANGE = (2.0, 170.0)  # horizontal, degrees: beyond, a typing error is likelier than a lens
-MOST_ANAMORPHIC = 4
+__all__ = ["FOV_RANGE", "check_intrinsics", "ply_bytes", "points", "require_points"]
+
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 
 
@@ -40,14 +39,7 @@ def check_intrinsics(camera: Intrinsics, height: int, width: int) -> None:
     """
     place = f"fx={camera.fx:g} fy={camera.fy:g} cx={camera.cx:g} cy={camera.cy:g}"
     mend = f"give them in pixels of this picture, {height} x {width} (height x width)"
-    if not (np.isfinite([camera.fx, camera.fy]).all() and min(camera.fx, camera.fy) > 0):
-        raise DataError("impossible intrinsics", where=place, why="focal lengths must be positive", mend=mend)
-    fov = 2 * math.degrees(math.atan(width / (2 * camera.fx)))
-    if not FOV_RANGE[0] <= fov <= FOV_RANGE[1]:
-        why = f"fx is a horizontal field of view of {fov:.3g} degrees, which no pinhole camera has"
-        raise DataError("impossible intrinsics", where=place, why=why, mend=mend)
-    if not 1 / MOST_ANAMORPHIC <= camera.fy / camera.fx <= MOST_ANAMORPHIC:
-        why = f"fx and fy differ by more than {MOST_ANAMORPHIC} times"
+    if why := camera.implausible(height, width):
         raise DataError("impossible intrinsics", where=place, why=why, mend=mend)
     if not (0 <= camera.cx <= width and 0 <= camera.cy <= height):
         why = "the principal point lies outside the picture"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COMMON_SCALES = (1.0, 1000.0, 256.0, 100.0, 5000.0, 4000.0, 10.0)  # stored value per metre, in order of preference
 FARTHEST = 1000.0  # metres: no sensor behind a depth data set sees farther
+RELATIVE_FOCAL = 5.0  # focal lengths below this are fractions of the sides rather than pixels
 NEAREST = 0.05  # metres: no camera of such a data set has its whole view nearer
 
 
@@ -93,7 +94,8 @@ def check_intrinsics(camera: Intrinsics, size: tuple[int, int], where: object) -
     """The camera itself, if it can belong to a picture of `size` (height, width) pixels (FAULTS row 36).
 
     Raises:
-        DataError: not finite, a focal length that is not positive, or a principal point outside the picture.
+        DataError: not finite, a focal length that is not positive or belongs to no lens, or a principal point outside
+            the picture.
     """
     height, width = size
     if not np.isfinite([camera.fx, camera.fy, camera.cx, camera.cy]).all():
@@ -101,6 +103,12 @@ def check_intrinsics(camera: Intrinsics, size: tuple[int, int], where: object) -
     if camera.fx <= 0 or camera.fy <= 0:
         why = f"fx {camera.fx:g}, fy {camera.fy:g} (pixels)"
         raise DataError("focal lengths must be positive", where=where, why=why, mend="give fx and fy in pixels")
+    if why := camera.implausible(height, width):
+        place = f"fx {camera.fx:g}, fy {camera.fy:g} for {height}x{width} (height x width): {why}"
+        mend = "give fx, fy, cx and cy in pixels of this picture"
+        if max(camera.fx, camera.fy) < RELATIVE_FOCAL and max(camera.cx, camera.cy) <= 1:
+            mend += ": these look like fractions of its sides: multiply fx and cx by the width, fy and cy by the height"
+        raise DataError("impossible intrinsics", where=where, why=place, mend=mend)
     if not (0 < camera.cx < width and 0 < camera.cy < height):
         why = f"principal point ({camera.cx:g}, {camera.cy:g}) outside {height}x{width} (height x width)"
         mend = "give cx and cy in pixels of this picture, and set width and height to the size they belong to"
