@@ -352,6 +352,20 @@ def test_a_focal_length_that_does_not_hold_is_not_used(tmp_path: Path, metric_mo
     assert side(tmp_path / "out" / "a.json")["camera"] == "assumed"
 
 
+@pytest.mark.parametrize("focal", [1, 65000])
+def test_a_focal_length_that_no_lens_has_is_not_used_and_said(
+    tmp_path: Path, metric_model: str, focal: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = photo(tmp_path / "a.jpg", focal35=focal)
+    result = predict(metric_model, source, "--out", tmp_path / "out", "--save", "npy")
+    assert result.exit_code == 0, result.output
+    assert side(tmp_path / "out" / "a.json") == {"camera": "assumed", "fx": pytest.approx(8.0)}
+    assert f"EXIF data, {focal} mm on 35 mm film, is not used" in result.stderr
+    with leadline.load(metric_model) as predictor:
+        assert predictor.predict(source).intrinsics is None
+    assert "is not used" in caplog.text
+
+
 def test_a_dangling_link_is_a_bad_picture_and_not_passed_over(tmp_path: Path, model: str) -> None:
     picture(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "gone.png").symlink_to("nowhere.png")

@@ -104,7 +104,7 @@ def predict_batch(
 def _read(predictor: Predictor, item: Item, given: GivenCamera, formats: Collection[str]) -> _Read:
     notices: list[str] = []
     image = read_image(item.source, notices.append)
-    camera = _camera(predictor, item, (image.shape[0], image.shape[1]), given)
+    camera = _camera(predictor, item, (image.shape[0], image.shape[1]), given, notices.append)
     if "pointcloud" in formats and camera.origin not in ("given", "exif"):
         why = "neither given nor in the picture's EXIF data"
         mend = "give --fov DEG or --intrinsics FX,FY,CX,CY"
@@ -112,13 +112,15 @@ def _read(predictor: Predictor, item: Item, given: GivenCamera, formats: Collect
     return _Read(image, predictor.contract.prepare(image, predictor.size), camera, tuple(notices))
 
 
-def _camera(predictor: Predictor, item: Item, size: tuple[int, int], given: GivenCamera) -> Camera:
+def _camera(
+    predictor: Predictor, item: Item, size: tuple[int, int], given: GivenCamera, on_notice: Callable[[str], None]
+) -> Camera:
     if isinstance(given, Intrinsics):
         check_intrinsics(given, *size)
         return Camera.of(given)
     if given is not None:
         return Camera.of(Intrinsics.from_fov(given, *size))
-    written = exif_camera(item.source, *size)
+    written = exif_camera(item.source, *size, on_notice)
     if written is not None:
         return Camera(written, "exif")
     assumed = predictor.contract.assumed_camera(*size)

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leadline.depth import Intrinsics
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
 EXIF_FOLDER, FOCAL_35MM, WIDTH, HEIGHT = 0x8769, 0xA405, 0xA002, 0xA003
 FILM_DIAGONAL_MM = math.hypot(36, 24)  # CIPA DCG-001: the 35 mm equivalent has the same diagonal angle of view
 SAME_SHAPE = 0.02  # relative difference of the sides' ratio above which the picture was cropped after it was taken
 
 
-def exif_camera(path: Path | str, height: int, width: int) -> Intrinsics | None:
+def exif_camera(
+    path: Path | str, height: int, width: int, on_notice: Callable[[str], None] = _log.warning
+) -> Intrinsics | None:
     """The camera by EXIF's FocalLengthIn35mmFilm: square pixels, centred.
 
     Args:
         path: a picture that `leadline.image.read_image` has read.
         height: of the picture as read (upright), pixels.
         width: of the picture as read, pixels.
+        on_notice: takes one sentence about a focal length that no lens has; logged as a warning by default.
 
     Returns:
-        None where the file does not say, or was cropped so that its focal length holds no more.
+        None where the file does not say, says what no lens has, or was cropped so that its focal length holds no more.
     """
     tags = _tags(Path(path))
     focal = _positive(tags.get(FOCAL_35MM))
@@ -36,7 +44,11 @@ def exif_camera(path: Path | str, height: int, width: int) -> Intrinsics | None:
         if abs(math.log(ratio)) > SAME_SHAPE:
             return None
     pixels = focal * math.hypot(height, width) / FILM_DIAGONAL_MM
-    return Intrinsics(pixels, pixels, width / 2, height / 2)
+    camera = Intrinsics(pixels, pixels, width / 2, height / 2)
+    if why := camera.implausible(height, width):
+        on_notice(f"{path}: the focal length in its EXIF data, {focal:g} mm on 35 mm film, is not used: {why}")
+        return None
+    return camera
 
 
 def _tags(path: Path) -> dict[int, Any]:
