@@ -19,7 +19,7 @@ from leadline.cli import app
 
 DATA = "rendered:room,count=3,height=72,width=96"
 COMMAND = [sys.executable, "-m", "leadline", "optimize", "random:fastdepth-pruned", "--data", DATA]
-COMMAND += ["--size", "64,96", "--runs", "6", "--runtime", "torch", "--runtime", "onnxruntime"]
+COMMAND += ["--size", "224,224", "--runs", "6", "--runtime", "torch", "--runtime", "onnxruntime"]
 
 
 def optimise(out: Path, *more: str) -> tuple[int, dict[str, object], str]:
@@ -111,7 +111,7 @@ def test_interrupted_it_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> No
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen = process.stderr.readline()  # torch has no fp16: its row is finished at once, while others are exported
-    assert seen == "[1/4] torch fp16 64x96: skipped\n"
+    assert seen == "[1/4] torch fp16 224x224: skipped\n"
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130

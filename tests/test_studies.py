@@ -159,6 +159,13 @@ def test_cells_start_with_the_reference_and_know_their_words() -> None:
         cells(Study("m", precisions=("fp33",)), contract)
 
 
+def test_the_reference_keeps_the_models_own_size_when_others_are_asked_for() -> None:
+    spec = InputSpec(height=224, width=288, dynamic=True, multiple_of=32)
+    contract = Contract(name="m", input=spec, output=OutputSpec(kind=Kind.METRIC_DEPTH))
+    study = Study("m", runtimes=("onnxruntime",), precisions=("fp32",), sizes=((96, 128),))
+    assert cells(study, contract) == [Cell("torch", "fp32", (224, 288)), Cell("onnxruntime", "fp32", (96, 128))]
+
+
 def test_a_precision_that_a_runtime_lacks_is_a_cell_of_its_own() -> None:
     contract = Contract(name="m", input=InputSpec(height=64, width=96), output=OutputSpec(kind=Kind.METRIC_DEPTH))
     study = Study("m", runtimes=("onnxruntime", "onnxruntime"), precisions=("bf16", "fp32"))

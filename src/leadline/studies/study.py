@@ -92,7 +92,7 @@ class Outcome:
 
 
 def cells(study: Study, contract: Contract) -> list[Cell]:
-    """All candidates, the reference (PyTorch FP32 at the first size) before the others.
+    """All candidates, before them the reference: PyTorch FP32 at the model's own size, whatever sizes are asked for.
 
     Args:
         study: what is compared.
@@ -105,10 +105,9 @@ def cells(study: Study, contract: Contract) -> list[Cell]:
     for precision in study.precisions:
         if precision not in known:
             raise ConfigError("unknown precision", where=precision, mend=f"known: {', '.join(sorted(known))}")
-    sizes = study.sizes or default_sizes(contract)
-    reference = Cell(REFERENCE_RUNTIME, REFERENCE_PRECISION, sizes[0])
-    found = [reference]
-    for size, name in product(sizes, study.runtimes or RUNTIMES):
+    own = default_sizes(contract)
+    found = [Cell(REFERENCE_RUNTIME, REFERENCE_PRECISION, own[0])]  # another size would hide its own loss from the drop
+    for size, name in product(study.sizes or own, study.runtimes or RUNTIMES):
         wanted = study.precisions or runtime(name).precisions
         found += [Cell(name, precision.value, size) for precision in Precision if precision in wanted]
     return list(dict.fromkeys(found))
