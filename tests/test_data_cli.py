@@ -100,6 +100,39 @@ def test_a_wrong_unit_is_found_and_the_scale_proposed(tmp_path: Path) -> None:
     assert len(report["problems"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"depth_scale": 200}, 1),  # 10 to 11 m in an indoor set of at most 10 m; the median alone would pass
+        ({"max_depth": 2.05}, 1),  # two of three samples beyond
+        ({"max_depth": 2.15}, 1),  # one of three
+        ({"max_depth": 2.25}, 0),
+        ({"max_depth": None}, 0),
+    ],
+)
+def test_depth_that_is_mostly_out_of_range_is_a_finding(
+    tmp_path: Path, changes: dict[str, object], status: int
+) -> None:
+    found, report = checked(str(tiny.folder(tmp_path, **changes)))
+    assert (found, report["read"]) == (status, 3)
+    if status:
+        (problem,) = report["problems"]
+        assert "of the measured pixels out of range (0.05 to " in problem["what"]
+        assert "most here: 100%" in problem["what"]
+        assert "check the unit" in problem["mend"]
+        assert not problem["fatal"]
+
+
+def test_a_few_far_pixels_are_no_finding(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path, 1)
+    depth = np.full((12, 16), 2000)
+    depth[:2] = 30000  # one sixth, beyond 10 m
+    tiny.png16(root / "depth" / "000.png", depth)
+    status, report = checked(str(root))
+    assert status == 0
+    assert report["depth"]["beyond_max_depth"] == pytest.approx(1 / 6)
+
+
 def test_the_table_names_what_is_wrong(tmp_path: Path) -> None:
     root = tiny.folder(tmp_path / "data", 30)
     for path in list((root / "depth").iterdir()):

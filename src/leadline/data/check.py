@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leadline.data.dataset import Dataset, Problem, Sample
-from leadline.data.units import Impossible, check_intrinsics, watched
+from leadline.data.units import FARTHEST, NEAREST, Impossible, check_intrinsics, watched
+from leadline.depth import Kind
 from leadline.errors import LeadlineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+MOSTLY_INSIDE = 0.2  # share of measured pixels out of range above which the unit is likelier wrong than the scene large
 
 
 @dataclass
@@ -64,7 +69,7 @@ def check(dataset: Dataset, limit: int | None = None, on_progress: Callable[[int
     report.problems += [
         Problem(name, f"the name stands for {n} samples") for name, n in Counter(names).items() if n > 1
     ]
-    statistics: list[tuple[float, ...]] = []
+    statistics: list[tuple[str, tuple[float, ...]]] = []
     impossible: dict[str, Impossible] = {}
     total = len(names) if limit is None else min(limit, len(names))
     for index in range(total):
@@ -80,10 +85,11 @@ def check(dataset: Dataset, limit: int | None = None, on_progress: Callable[[int
         if on_progress is not None:
             on_progress(index + 1, total)
     if statistics:
-        low, high, median, measured, beyond = np.array(statistics).T
+        low, high, median, measured, beyond, outside = np.array([row for _, row in statistics]).T
         report.low, report.high, report.median = float(low.min()), float(high.max()), float(np.median(median))
         report.beyond = float(beyond.mean())
         report.measured = float(measured.sum() / report.with_depth)
+        _out_of_range(report, dataset, [name for name, _ in statistics], outside)
     pixels = sum(seen.pixels for seen in impossible.values())
     report.infinite = _impossible(
         report, "infinite", {name: seen.infinite for name, seen in impossible.items()}, pixels
@@ -106,6 +112,22 @@ def _impossible(report: Report, what: str, counts: dict[str, int], pixels: int) 
     return share
 
 
+def _out_of_range(report: Report, dataset: Dataset, names: list[str], shares: NDArray[np.float64]) -> None:
+    """Add a problem where much of what was measured lies out of range; it names the sample with the most."""
+    share = float(shares.mean())
+    if share <= MOSTLY_INSIDE:
+        return
+    worst = int(shares.argmax())
+    unit = f" {dataset.kind.unit}" if dataset.kind.unit != "none" else ""
+    low = f"{NEAREST:g} to " if dataset.kind is Kind.METRIC_DEPTH else "at most "
+    high = f"{dataset.max_depth or FARTHEST:g}{unit}"
+    whose = ", as far as the data set says it can be trusted" if dataset.max_depth else ""
+    what = f"{share:.0%} of the measured pixels out of range ({low}{high}{whose}), most here: {shares[worst]:.0%}"
+    mend = f"the median is {report.median:.4g}{unit}: check the unit (depth_scale is the stored value per metre)"
+    mend += " and max_depth; what lies beyond max_depth is neither learned from nor evaluated"
+    report.problems.append(Problem(names[worst], what, mend, fatal=False))
+
+
 def _check_agreement(sample: Sample, dataset: Dataset) -> None:
     size = sample.image.shape[0], sample.image.shape[1]
     if sample.intrinsics is not None:
@@ -118,7 +140,7 @@ def _check_agreement(sample: Sample, dataset: Dataset) -> None:
         raise LeadlineError("picture and depth differ in size", where=sample.name, why=f"{size}, {sample.depth.shape}")
 
 
-def _count(report: Report, sample: Sample, dataset: Dataset, statistics: list[tuple[float, ...]]) -> None:
+def _count(report: Report, sample: Sample, dataset: Dataset, statistics: list[tuple[str, tuple[float, ...]]]) -> None:
     report.read += 1
     report.sizes[sample.image.shape[0], sample.image.shape[1]] += 1
     report.with_intrinsics += sample.intrinsics is not None
@@ -132,4 +154,8 @@ def _count(report: Report, sample: Sample, dataset: Dataset, statistics: list[tu
         return
     beyond = float((values > dataset.max_depth).mean()) if dataset.max_depth else 0.0
     share = values.size / sample.depth.values.size
-    statistics.append((float(values.min()), float(values.max()), float(np.median(values)), share, beyond))
+    outside = beyond
+    if dataset.kind is Kind.METRIC_DEPTH:
+        outside = float(((values < NEAREST) | (values > (dataset.max_depth or FARTHEST))).mean())
+    middle = float(np.median(values))
+    statistics.append((sample.name, (float(values.min()), float(values.max()), middle, share, beyond, outside)))
