@@ -57,19 +57,19 @@ def main() -> None:
     options = parser.parse_args()
     changes = {"threads": options.threads} | ({"iterations": options.iterations} if options.iterations else {})
     config = load_config(options.config, changes)
-    checkpoint = trained(config, options.out)
+    checkpoint, name = trained(config, options.out), config.name or config.model
     aligned, unaligned = (get_protocol(f"{options.protocol}/{how}") for how in ("median", "none"))
     print(f"{this_machine()}; {config.iterations} iterations of {config.batch}; 95 % intervals over the pictures")
     for reference in options.score:
         dataset = opened(reference)
         with load(str(checkpoint)) as predictor:
             best, _ = best_constant(dataset, aligned.label)
-            rows = [(f"constant map ({best.model})", best), (config.name, evaluate(predictor, dataset, aligned))]
+            rows = [(f"constant map ({best.model})", best), (name, evaluate(predictor, dataset, aligned))]
             print(f"\n{reference}, {aligned.label}\n\n{table(rows)}")
             if options.unit:
                 measured = InMetres(predictor, options.unit)
                 best, _ = best_constant(dataset, unaligned.label)
-                rows = [(f"constant map ({best.model})", best), (config.name, evaluate(measured, dataset, unaligned))]
+                rows = [(f"constant map ({best.model})", best), (name, evaluate(measured, dataset, unaligned))]
                 print(f"\n{reference}, {unaligned.label}, unit {options.unit:g} m\n\n{table(rows)}")
 
 
