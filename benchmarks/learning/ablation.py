@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constant_shape import best_constant
-from experiment import evaluate, opened, table, trained
+from experiment import evaluate, opened, started, table, trained
 from torch import Tensor, nn
 
 from leadline.evaluation.complexity import count_macs, count_parameters
@@ -111,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    started(main)

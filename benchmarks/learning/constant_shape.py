@@ -18,7 +18,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import numpy as np
-from experiment import evaluate, opened, said, table
+from experiment import evaluate, opened, said, started, table
 
 from leadline.contract import Contract
 from leadline.data.dataset import Dataset
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from leadline.evaluation.evaluate import Evaluation
 
 GRID = (48, 160)  # cells of the map: a projected sweep measures every pixel of it often enough
-LEAST = 3  # frames with a measurement that a cell needs
+LEAST = 3  # frames with a measurement that a cell needs, where there are so many
 READINGS = ("mean depth", "mean disparity", "median depth", "mean log depth")
 
 
@@ -75,7 +75,7 @@ def frames_on_grid(dataset: Dataset, grid: tuple[int, int] = GRID) -> NDArray[np
 
 def one_map(frames: NDArray[np.float64], reading: str) -> NDArray[np.float32]:
     """One map of all frames, h x w metres; cells with too few measurements take the nearest one's value."""
-    known = np.isfinite(frames).sum(axis=0) >= LEAST
+    known = np.isfinite(frames).sum(axis=0) >= min(LEAST, len(frames))
     seen = frames[:, known]
     out = np.zeros(known.shape)
     if reading == "mean depth":
@@ -125,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    started(main)

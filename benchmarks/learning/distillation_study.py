@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from experiment import evaluate, opened, table, trained
+from experiment import evaluate, opened, started, table, trained
 
 from leadline.data.dataset import Dataset, Sample, Subset, open_dataset
 from leadline.depth import Depth, Intrinsics, Kind
@@ -125,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    started(main)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from leadline.data.dataset import Dataset, Subset, open_dataset
+from leadline.errors import LeadlineError
 from leadline.evaluation.evaluate import Evaluation, evaluate, paired
 from leadline.training.run import run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from leadline.evaluation.bootstrap import Interval
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
     from leadline.training.log import Progress
 
 METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "delta1")
+
+
+def started(main: Callable[[], None]) -> None:
+    """Run a script's main function; a user's fault is one line and exit status 2, as of the command."""
+    try:
+        main()
+    except LeadlineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def trained(config: TrainConfig, out: Path) -> Path:
@@ -77,4 +87,4 @@ def said(value: Interval, sign: str = "") -> str:
     return f"{value.value:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
 
 
-__all__ = ["METRICS", "Evaluation", "evaluate", "opened", "said", "table", "trained"]
+__all__ = ["METRICS", "Evaluation", "evaluate", "opened", "said", "started", "table", "trained"]

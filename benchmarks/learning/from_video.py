@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from constant_shape import best_constant
-from experiment import evaluate, opened, table, trained
+from experiment import evaluate, opened, started, table, trained
 
 from leadline.depth import Depth, Intrinsics, Kind
 from leadline.evaluation.machine import this_machine
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    started(main)
