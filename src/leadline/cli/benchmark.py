@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json as json_module
-import string
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leadline.cli.options import Json, References, Size, Threads, parse_size
+from leadline.cli.terminal import lettered, print_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -159,7 +158,7 @@ def _print(rows: list[Row], machine: str, threads: int) -> None:
         table.add_column("")
         for title in titles:
             table.add_column(title, justify="right", no_wrap=True)
-    for letter, row in zip(_letters(), rows, strict=False):
+    for letter, row in zip(lettered(), rows, strict=False):
         if row.timing.failure:
             console.print(f"{letter}: {row.timing.ref}: skipped: {row.timing.failure}", soft_wrap=True)
             continue
@@ -171,8 +170,8 @@ def _print(rows: list[Row], machine: str, threads: int) -> None:
         speed.add_row(letter, *_speed(row))
         size.add_row(letter, *_size(row))
     if speed.row_count:
-        console.print(speed)
-        console.print(size)
+        print_whole(speed, console)
+        print_whole(size, console)
     if speed.row_count > 1:
         console.print(FOOT, soft_wrap=True)
 
@@ -197,13 +196,6 @@ def _size(row: Row) -> list[str]:
     figures = ((timing.peak_mib, 0), (timing.model_mib, 0), (row.size_mb, 2), (billions, 3), (millions, 2))
     cells = [f"{value:.{digits}f}" if value is not None else "-" for value, digits in figures]
     return [*cells, f"{timing.load_ms:.0f}" if timing.load_ms is not None else "-"]
-
-
-def _letters() -> Iterator[str]:
-    """A, B ... Z, A2, B2 ..."""
-    for number in itertools.count():
-        for letter in string.ascii_uppercase:
-            yield letter + (str(number + 1) if number else "")
 
 
 @contextmanager

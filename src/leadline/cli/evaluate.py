@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from leadline.cli.options import REFERENCE_HELP, Json, Reference, Size, SkipBad, Threads, parse_size
+from leadline.cli.terminal import print_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,7 +134,7 @@ def _print(result: Evaluation, other: Evaluation | None, differences: dict[str, 
             typer.echo(f"{letter}: {one.model}, {one.count('scored')} of {len(one.rows)} pictures scored")
     if other is None and against is not None:
         typer.echo(f"Truth: the output of {against}")
-    console.print(_table(result, other, differences))
+    print_whole(_table(result, other, differences), console)
     for note in result.notes:  # of data set and options, so the same for both
         typer.echo(note)
     for letter, one in (("A", result), ("B", other)):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -12,8 +13,12 @@ import typer
 
 from leadline.cli import INTERRUPTED
 from leadline.cli.options import Json, Reference, Threads, parse_size
+from leadline.cli.terminal import lettered
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
     from rich.table import Table
 
     from leadline.studies.measurement import Measurement
@@ -121,6 +126,7 @@ def _facts(found: Optimized) -> dict[str, Any]:
 def _print(found: Optimized) -> None:
     from rich.console import Console
 
+    from leadline.cli.terminal import print_whole
     from leadline.studies.report.candidates import shared_notes
 
     console = Console()
@@ -128,7 +134,8 @@ def _print(found: Optimized) -> None:
         console = Console(width=150)  # a file or a pipe has no width to keep to
     for notice in found.outcome.notices:
         console.print(notice, highlight=False, soft_wrap=True, markup=False)
-    console.print(_table(found))
+    for table in _tables(found, console):
+        print_whole(table, console)
     console.print(FOOT, highlight=False, soft_wrap=True, markup=False)
     for note in shared_notes(found.outcome.rows):
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
@@ -143,29 +150,45 @@ def _print(found: Optimized) -> None:
     console.print(f"Report: {found.report}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _table(found: Optimized) -> Table:
-    from rich import box
-    from rich.table import Table
-
+def _tables(found: Optimized, console: Console) -> list[Table]:
+    """One table; where it is wider than the console, two that share letters: accuracy, and cost."""
+    from leadline.cli.terminal import width_of
     from leadline.studies.recommend import NAMES
 
     outcome, advice = found.outcome, found.advice
     reference = outcome.reference
     assert reference.accuracy
     primary = reference.accuracy.primary
-    metric = NAMES.get(primary, primary)
+    rows = [row for row in outcome.rows if row.accuracy is not None and row.latency is not None]
+    chosen = [advice.row is not None and row.key == advice.row.key for row in rows]
+    cells = [_cells(row, primary, one) for row, one in zip(rows, chosen, strict=True)]
     title = f"{outcome.study.model}: {reference.accuracy.protocol}, {reference.accuracy.scored} pictures"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify in (
-        ("candidate", "left"), ("ran in", "left"), (metric, "right"), ("change [95 %]", "right"), ("ms p50", "right"),
-        ("IQR", "right"), ("x faster", "right"), ("MB", "right"), ("peak MiB", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify, no_wrap=name == "candidate")  # type: ignore[arg-type]
-    for row in outcome.rows:
-        if row.accuracy is None or row.latency is None:
-            continue
-        chosen = advice.row is not None and row.key == advice.row.key
-        table.add_row(*_cells(row, primary, chosen), style="bold green" if chosen else "")
+    columns = ["candidate", "ran in", NAMES.get(primary, primary), "change [95 %]", *COST]
+    whole = _table(title, columns, cells, chosen)
+    if width_of(whole, console) <= console.width:
+        return [whole]
+    letters = list(itertools.islice(lettered(), len(rows)))
+    accuracy = [[letter, *row[:1], *row[2:4]] for letter, row in zip(letters, cells, strict=True)]
+    cost = [[letter, row[1], *row[4:]] for letter, row in zip(letters, cells, strict=True)]
+    return [
+        _table(title, ["", columns[0], *columns[2:4]], accuracy, chosen),
+        _table("", ["", columns[1], *COST], cost, chosen),
+    ]
+
+
+COST = ("ms p50", "IQR", "x faster", "MB", "peak MiB")
+_WORDS = ("", "candidate", "ran in")
+
+
+def _table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], chosen: Sequence[bool]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
+    for row, best in zip(cells, chosen, strict=True):
+        table.add_row(*row, style="bold green" if best else "")
     return table
 
 

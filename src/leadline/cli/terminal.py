@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import string
 import sys
 import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from rich.table import Table
 
 
 def folded(label: str, text: str) -> str:
@@ -19,3 +28,23 @@ def folded(label: str, text: str) -> str:
     width = max(40, shutil.get_terminal_size().columns)
     indent = " " * len(label)
     return textwrap.fill(label + text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def width_of(table: Table, console: Console) -> int:
+    """Characters that a table needs in a line so that nothing in it is cut off."""
+    from rich.measure import Measurement
+
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table at the width that it needs: where the terminal is narrower its lines wrap, no figure is cut off."""
+    table.width = width_of(table, console)
+    console.print(table, crop=False)
+
+
+def lettered() -> Iterator[str]:
+    """A, B ... Z, A2, B2 ..."""
+    for number in itertools.count():
+        for letter in string.ascii_uppercase:
+            yield letter + (str(number + 1) if number else "")

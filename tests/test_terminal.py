@@ -1,0 +1,49 @@
+"""Tables on narrow terminals: figures are whole, whatever the width."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import test_studies as studies
+from leadline.cli.optimize import _tables
+from leadline.cli.terminal import lettered, print_whole
+from leadline.studies.optimize import Optimized
+from leadline.studies.recommend import Recommendation
+from leadline.studies.study import Outcome, Study
+
+
+def printed(width: int) -> str:
+    rows = [studies.row("torch fp32", ms=1077.25), studies.row("onnxruntime int8-dynamic", ms=477.15, change=-0.305)]
+    rows = [row.model_copy(update={"memory_mb": 1234.0, "precision_ran": "int8-dynamic"}) for row in rows]
+    outcome = Outcome(Study("leadline-s-indoor"), Path("runs"), rows)
+    found = Optimized(outcome, Recommendation(rows[1], "why"), Path("report.html"))
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    for table in _tables(found, console):
+        print_whole(table, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 118, 200])
+def test_no_figure_of_a_study_is_cut_off(width: int) -> None:
+    text = printed(width)
+    assert "…" not in text
+    for figure in ("1077.25", "477.15", "0.800", "-0.305 [-0.309, -0.301]", "10.00", "1234", "int8-dynamic"):
+        assert figure in text
+    assert "> onnxruntime int8-dynamic 64x96" in text
+
+
+def test_eighty_columns_hold_every_line_of_a_study() -> None:
+    lines = [line.rstrip() for line in printed(80).splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert [bool(re.search(r"^ B ", line)) for line in lines].count(True) == 2  # accuracy, and cost
+
+
+def test_letters_never_end() -> None:
+    letters = [letter for letter, _ in zip(lettered(), range(28), strict=False)]
+    assert letters[:2] + letters[25:] == ["A", "B", "Z", "A2", "B2"]
