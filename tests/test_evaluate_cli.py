@@ -47,6 +47,17 @@ def test_command_json_and_csv(folder, tmp_path):
     assert len((tmp_path / "out/rows.csv").read_text().splitlines()) == 4
 
 
+def test_command_csv_replaces_only_its_own_tables(folder, tmp_path):
+    words = (MODEL, "--data", folder, "--protocol", "nyu-eigen", "--limit", "1", "--csv")
+    (tmp_path / "diary.csv").write_text("date,weather\n")
+    refused = run(*words, tmp_path / "diary.csv")
+    assert refused.exit_code == 2
+    assert "will not replace" in refused.stderr
+    assert (tmp_path / "diary.csv").read_text() == "date,weather\n"
+    for _ in range(2):
+        assert run(*words, tmp_path / "rows.csv").exit_code == 0
+
+
 def test_command_against_itself_shows_no_difference(folder):
     out = run(MODEL, "--data", folder, "--protocol", "nyu-eigen", "--against", MODEL, "--json")
     gaps = json.loads(out.stdout)["difference"]

@@ -14,7 +14,15 @@ from safetensors.torch import save_file
 
 from leadline.errors import OutputError
 from leadline.models.fastdepth import Config, build
-from leadline.output import atomic_folder, check_writable, output_lock, sha256_file, write_atomic
+from leadline.output import (
+    atomic_folder,
+    check_named,
+    check_writable,
+    output_lock,
+    sha256_file,
+    write_atomic,
+    write_named,
+)
 
 SMALL = Config(encoder_widths=(8,) * 14, decoder_widths=(8,) * 5, depthwise=True, skip="add")
 HOLD = """
@@ -42,6 +50,39 @@ def test_write_atomic_replaces_and_makes_parents(tmp_path):
     write_atomic(path, b"two")
     assert path.read_bytes() == b"two"
     assert names(path.parent) == ["file"]
+
+
+def test_a_named_file_replaces_only_its_like(tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    check_named(path, b"a,b", "table")
+    write_named(path, b"a,b,c\n1,2,3\n")
+    check_named(path, b"a,b", "table")
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
+    with pytest.raises(OutputError, match=r"will not replace.*photo\.png.*not a table"):
+        check_named(tmp_path / "photo.png", b"a,b", "table")
+    with pytest.raises(OutputError, match="cannot write"):
+        check_named(tmp_path, b"a,b", "table")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of POSIX")
+def test_a_named_link_and_pipe_are_written_through(tmp_path):
+    import threading
+
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "real")
+    check_named(tmp_path / "link", b"a", "table")
+    write_named(tmp_path / "link", b"one")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "real").read_bytes() == b"one"
+    os.mkfifo(tmp_path / "pipe")
+    check_named(tmp_path / "pipe", b"a", "table")
+    writer = threading.Thread(target=write_named, args=(tmp_path / "pipe", b"two"))
+    writer.start()
+    assert (tmp_path / "pipe").read_bytes() == b"two"
+    writer.join()
+    assert (tmp_path / "pipe").is_fifo()
+    write_named(Path("/dev/null"), b"gone")
+    assert Path("/dev/null").is_char_device()
 
 
 def test_full_disk_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch):

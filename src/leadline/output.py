@@ -51,6 +51,56 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_named(path: Path, data: bytes) -> None:
+    """Write a file that the user named: a link's target and a device are written through, a file atomically.
+
+    Raises:
+        OutputError: as of `write_atomic`.
+    """
+    if not _is_stream(path):
+        write_atomic(Path(os.path.realpath(path)), data)
+        return
+    try:
+        with path.open("ab") as file:  # a terminal, a pipe, or the file that /dev/stdout stands for
+            file.write(data)
+    except OSError as error:
+        raise _explained(error, path) from error
+
+
+def check_named(path: Path, start: bytes, what: str) -> None:
+    """Prove, before any work, that a file that the user named can be written and would replace only its like.
+
+    Args:
+        path: the file; devices always pass.
+        start: how an older file must begin to be replaced; an empty one may be.
+        what: such a file, in words: `table of evaluate`.
+
+    Raises:
+        OutputError: it cannot be written, or holds something else.
+    """
+    if _is_stream(path):
+        return
+    real = Path(os.path.realpath(path))
+    check_writable(real.parent)
+    try:
+        with real.open("rb") as file:
+            found = file.read(len(start))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _explained(error, path) from error
+    if found and found != start:
+        mend = "choose another file, or remove this one"
+        raise OutputError("will not replace", where=path, why=f"it is not a {what}", mend=mend)
+
+
+def _is_stream(path: Path) -> bool:
+    """A device or a pipe, which is written to and never replaced."""
+    if path.absolute().parts[1:2] in (("dev",), ("proc",)):
+        return path.exists()
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path, replaces: str | None = None) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block succeeds and is removed when it fails.

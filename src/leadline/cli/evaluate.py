@@ -73,11 +73,11 @@ def command(
     from leadline.data.dataset import open_dataset
     from leadline.evaluation.evaluate import evaluate, paired_differences
     from leadline.evaluation.protocols import get_protocol
-    from leadline.output import check_writable
+    from leadline.evaluation.results import check_csv
 
     counted, wanted_size = get_protocol(protocol), parse_size(size)
     if csv is not None:
-        check_writable(csv.parent)
+        check_csv(csv)
     dataset = open_dataset(data, split, skip_bad=skip_bad)
     is_fidelity = counted.truth == "model"
 

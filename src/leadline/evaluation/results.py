@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 SCORED, UNMEASURED, FAILED = "scored", "n/a", "failed"
 _FIXED = ("name", "status", "reason", "pixels", "scale", "shift", "degenerate", "inverted")
+_FIRST = ("model", "protocol", *_FIXED)
 _METRICS = (*names.DEPTH_METRICS, *names.DISPARITY_METRICS, *names.AGREEMENT_METRICS)
 
 
@@ -83,19 +84,20 @@ class Evaluation:
         return {name: interval(points[i], draws[:, i], len(rows)) for i, name in enumerate(columns)}
 
     def to_csv(self, path: Path) -> None:
-        """One line per picture, with model and protocol on each; written atomically.
+        """One line per picture, with model and protocol on each; replaces an earlier such table, and nothing else.
 
         Raises:
-            OutputError: the place is read-only or full.
+            OutputError: the place is read-only or full, or holds another file.
         """
-        from leadline.output import write_atomic
+        from leadline.output import write_named
 
+        check_csv(path)
         present = {key for row in self.rows for key in row}
         text = io.StringIO()
-        writer = csv.DictWriter(text, ["model", "protocol", *_FIXED, *(name for name in _METRICS if name in present)])
+        writer = csv.DictWriter(text, [*_FIRST, *(name for name in _METRICS if name in present)])
         writer.writeheader()
         writer.writerows({"model": self.model, "protocol": self.label, **row} for row in self.rows)
-        write_atomic(path, text.getvalue().encode())
+        write_named(path, text.getvalue().encode())
 
     def to_dict(self) -> dict[str, Any]:
         """The figures and counts, without the rows that scored, ready for JSON."""
@@ -124,6 +126,17 @@ class Evaluation:
 
     def _pooled(self, wanted: bool | None) -> bool:
         return self.protocol.averaging == "pooled" if wanted is None else wanted
+
+
+def check_csv(path: Path) -> None:
+    """Pass where `Evaluation.to_csv` may write: a new file, an earlier table of it, a device.
+
+    Raises:
+        OutputError: it may not.
+    """
+    from leadline.output import check_named
+
+    check_named(path, ",".join(_FIRST).encode(), "table that evaluate wrote")
 
 
 def paired(a: Evaluation, b: Evaluation, metric: str) -> Interval:
