@@ -83,7 +83,7 @@ def test_pictures_with_depth(place: Path, tmp_path: Path) -> None:
     said = invoke("train", "--model", place / "metric", "--data", place / "pairs", *BRIEF, "--out", tmp_path / "run")
     first = said.stderr.splitlines()[0]
     assert "(trained, metric_depth) learns from depth of pairs (metric_depth); loss silog + 0.1 gradient" in first
-    assert "rate 0.0001" in first
+    assert "rate 0.0003" in first
     checkpoint = tmp_path / "run" / "checkpoint"
     assert load_checkpoint(checkpoint).contract.output.kind is Kind.METRIC_DEPTH
     works_everywhere(checkpoint, place, tmp_path, "plain")
