@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_datasets as tiny
 from leadline.data.dataset import Sample
 from leadline.depth import Depth, Kind
 from leadline.errors import ConfigError, DataError, KindError, NumericalError
@@ -18,6 +19,7 @@ from leadline.evaluation.bootstrap import interval, resampled_means
 from leadline.evaluation.evaluate import evaluate, paired
 from leadline.evaluation.metrics import depth_metrics
 from leadline.evaluation.protocols import get_protocol
+from leadline.evaluation.splits import choose_split
 from tiny_scenes import CAMERA, SIZE, Answers, Scenes, true_depth
 
 
@@ -307,3 +309,15 @@ def test_a_protocol_of_other_data_is_noted_and_still_counts():
 
 def test_protocol_object_is_taken_as_it_is():
     assert evaluate(Answers(true_depth), Scenes(1), get_protocol("ddad")).protocol.cap == 200.0
+
+
+def test_without_a_split_training_pictures_are_left_out(tmp_path):
+    assert choose_split(str(tiny.split_folder(tmp_path / "parts")), None)[0] == "test"
+    assert choose_split(str(tmp_path / "parts"), "train") == ("train", "")
+    assert choose_split(str(tiny.nyu(tmp_path / "nyu")), None)[0] == "test"
+    for whole in (tiny.folder(tmp_path / "one"), tiny.nyu(tmp_path / "all", splits=False), "rendered:room,count=3"):
+        assert choose_split(str(whole), None) == (None, "")
+    model = Answers(true_depth)
+    found = evaluate(model, str(tmp_path / "parts"), "plain")
+    assert [row["name"] for row in found.rows] == ["test/c"]
+    assert "1 of 3 pictures" in found.notes[0]

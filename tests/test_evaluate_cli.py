@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+import tiny_datasets as tiny
 from leadline.evaluation.evaluate import evaluate
 from tiny_scenes import SIZE, Answers, true_depth
 
@@ -73,6 +74,17 @@ def test_command_fidelity(folder):
     out = run(MODEL, "--data", folder / "images", "--protocol", "fidelity", "--against", MODEL, "--json")
     assert out.exit_code == 0, out.output
     assert json.loads(out.stdout)["metrics"]["agreement"]["value"] == 1.0
+
+
+def test_command_takes_the_test_pictures_where_parts_would_be_mixed(tmp_path):
+    words = (MODEL, "--data", tiny.split_folder(tmp_path), "--protocol", "plain", "--size", "64,64")
+    out = run(*words, "--json")
+    assert out.exit_code == 0, out.output
+    found = json.loads(out.stdout)
+    assert found["pictures"] == 1
+    assert found["notes"][0].startswith("split test (1 of 3 pictures)")
+    train = json.loads(run(*words, "--split", "train", "--json").stdout)
+    assert (train["pictures"], [note for note in train["notes"] if "split" in note]) == (2, [])
 
 
 def test_command_goes_on_after_a_bad_picture_and_exits_1(folder):

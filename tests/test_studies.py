@@ -23,7 +23,7 @@ from leadline.studies.optimize import optimize
 from leadline.studies.pareto import pareto_front
 from leadline.studies.recommend import Limits, recommend
 from leadline.studies.store import Store
-from leadline.studies.study import Cell, Study, cells, default_sizes
+from leadline.studies.study import Cell, Outcome, Study, cells, default_sizes
 
 
 def row(name: str, *, ms: float, delta1: float = 0.8, mb: float = 10.0, change: float | None = None) -> Measurement:
@@ -258,6 +258,17 @@ def test_a_study_does_not_write_among_what_it_reads(tmp_path: Path, what: str) -
         with pytest.raises(OutputError, match=f"refused to write into.*the {what} folder, or inside it"):
             optimize(out=out, **arguments)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_study_takes_the_test_pictures_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(study: Study, folder: Path, _: object) -> Outcome:
+        return Outcome(study, folder, [REFERENCE])
+
+    monkeypatch.setattr("leadline.studies.optimize.run_study", run)
+    monkeypatch.setattr("leadline.studies.report.write_report", lambda *_: tmp_path / "report.html")
+    found = optimize("random:fastdepth", str(tiny.split_folder(tmp_path / "data")), out=tmp_path / "out")
+    assert found.outcome.study.split == "test"
+    assert [notice[:10] for notice in found.outcome.notices] == ["split test"]
 
 
 def test_an_open_input_is_tried_at_a_smaller_size_too() -> None:

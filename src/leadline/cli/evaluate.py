@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -47,7 +47,7 @@ def command(
     protocol: Annotated[str, typer.Option("--protocol", "-p", metavar="P", help="How accuracy is counted.")],
     split: Annotated[
         Optional[str],  # noqa: UP045  typer reads the annotation at run time
-        typer.Option("--split", help="Part of the data set, as its format names them."),
+        typer.Option("--split", help="Part of the data set; `test` where its default would mix parts."),
     ] = None,
     limit: Annotated[
         Optional[int],  # noqa: UP045
@@ -74,16 +74,18 @@ def command(
     from leadline.evaluation.evaluate import evaluate, paired_differences
     from leadline.evaluation.protocols import get_protocol
     from leadline.evaluation.results import check_csv
+    from leadline.evaluation.splits import choose_split
 
     counted, wanted_size = get_protocol(protocol), parse_size(size)
     if csv is not None:
         check_csv(csv)
+    split, chosen = choose_split(data, split)
     dataset = open_dataset(data, split, skip_bad=skip_bad)
     is_fidelity = counted.truth == "model"
 
     def measured(model: str, truth: str | None) -> Evaluation:
         with _progress(model, json) as on_progress:
-            return evaluate(
+            found = evaluate(
                 model,
                 dataset,
                 counted,
@@ -94,6 +96,7 @@ def command(
                 focal_correction=focal,
                 on_progress=on_progress,
             )
+        return replace(found, notes=[chosen, *found.notes]) if chosen else found
 
     result = measured(reference, against if is_fidelity else None)
     other = measured(against, None) if against is not None and not is_fidelity else None

@@ -42,7 +42,10 @@ def command(
     reference: Reference,
     *,
     data: Annotated[str, typer.Option("--data", "-d", metavar="D", help="Data set: rendered, a path, FORMAT:PATH.")],
-    split: Annotated[Optional[str], typer.Option("--split", help="Part of the data set.")] = None,
+    split: Annotated[
+        Optional[str],
+        typer.Option("--split", help="Part of the data set; `test` where its default would mix parts."),
+    ] = None,
     protocol: Annotated[
         Optional[str],
         typer.Option(

@@ -62,7 +62,7 @@ def evaluate(
         predictor: an opened model, or a model reference.
         dataset: an opened data set, or a data set reference.
         protocol: how to count, or its name with variants, as `nyu-eigen` or `nyu-eigen/median`.
-        split: of a data set given by reference.
+        split: of a data set given by reference; None takes `test` where the default would mix it with others.
         limit: at most so many pictures (1 or more), spread evenly over the data set.
         reference: under `fidelity` the model that counts as truth, usually the uncompressed one.
         threads: of models given by reference.
@@ -78,10 +78,14 @@ def evaluate(
         NumericalError: an engine returned NaN or infinity; the message names engine and picture.
     """
     name = name or (predictor if isinstance(predictor, str) else predictor.contract.name)
+    notices: list[str] = []
     if isinstance(dataset, str):
         from leadline.data.dataset import open_dataset
+        from leadline.evaluation.splits import choose_split
 
+        split, chosen = choose_split(dataset, split)
         dataset = open_dataset(dataset, split)
+        notices = [chosen] if chosen else []
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     pinned = protocol
     protocol = pinned.for_data(dataset.max_depth)
@@ -106,7 +110,7 @@ def evaluate(
     if protocol.truth == "data" and all(row["reason"] == _NO_DEPTH for row in rows):
         mend = "compare with the uncompressed model: --protocol fidelity --against REF"
         raise DataError("no ground truth in the data set", where=dataset.name, mend=mend)
-    notes = pinned.misfits(dataset.max_depth, sizes.most_common(1)[0][0] if sizes else None)
+    notes = notices + pinned.misfits(dataset.max_depth, sizes.most_common(1)[0][0] if sizes else None)
     notes += _notes(dataset, total, focal_correction)
     return Evaluation(name, kind, dataset.name, protocol, rows, notes)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline.errors import OutputError
+from leadline.evaluation.splits import choose_split
 from leadline.output import check_writable, output_lock
 from leadline.studies.ground_truth import choose_protocol
 from leadline.studies.recommend import Limits, Recommendation, recommend
@@ -70,11 +71,12 @@ def optimize(
     folder, bounds = Path(out), limits or Limits()
     for what, source in (("data", data), ("calibration", options.get("calibration")), ("model", model)):
         _refuse_inside(folder, what, source)
-    chosen, notice = choose_protocol(data, options.get("split"), protocol)
+    options["split"], part = choose_split(data, options.get("split"))
+    chosen, notice = choose_protocol(data, options["split"], protocol)
     check_writable(folder)
     with output_lock(folder):
         study = Study(model=model, data=data, protocol=chosen, **options)
-        outcome = replace(run_study(study, folder, on_cell), notices=(notice,) if notice else ())
+        outcome = replace(run_study(study, folder, on_cell), notices=tuple(filter(None, (part, notice))))
         advice = recommend(outcome.rows, outcome.reference, bounds)
         return Optimized(outcome, advice, write_report(outcome, advice, bounds))
 
