@@ -85,7 +85,9 @@ class TrainConfig(_Options):
     network: dict[str, Any] = Field(
         default_factory=dict, description="keys of a variant's own configuration that differ, as in {kind: ...}"
     )
-    name: str | None = Field(default=None, description="name of the result; the model's where absent")
+    name: str | None = Field(
+        default=None, description="name of the result; the variant's, or the start's and `-finetuned`, where absent"
+    )
     truncate_from: str | None = Field(
         default=None, description="teacher whose weights are cut to a variant's size: leading slices, blocks evenly"
     )

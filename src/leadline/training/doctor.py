@@ -95,21 +95,22 @@ class Attendance:
         self.findings: dict[str, Finding] = {}
         self._recent: deque[Mapping[str, float]] = deque(maxlen=min(every, 50))
         self._new: list[Finding] = []
-        self._say(known)
+        self.note(known)
         for part in parts:
             if part.frames and part.dataset.format != "rendered":  # those move by construction
                 subset = part.indices.tolist()
-                self._say(examine(clips_of(part.dataset, part.frames, count=8, among=subset, skip_bad=True)))
+                self.note(examine(clips_of(part.dataset, part.frames, count=8, among=subset, skip_bad=True)))
 
     def look(self, iteration: int, notes: Mapping[str, float]) -> list[Finding]:
         """What is newly found after an iteration (1-based) that left these notes."""
         self._recent.append(notes)
         if iteration % self.every == 0 and iteration >= 3 * self.every:
-            self._say(watch(self._recent))
+            self.note(watch(self._recent))
         new, self._new = self._new, []
         return new
 
-    def _say(self, findings: Sequence[Finding]) -> None:
+    def note(self, findings: Sequence[Finding]) -> None:
+        """Take in what was found elsewhere; the next `look` returns what of it is new."""
         self._new += [finding for finding in findings if finding.what not in self.findings]
         self.findings = {finding.what: finding for finding in findings} | self.findings
 

@@ -23,6 +23,7 @@ from leadline.training.doctor import Attendance, unanchored
 from leadline.training.interruption import Stop
 from leadline.training.learner import prepare
 from leadline.training.log import Log, Progress
+from leadline.training.metres import beyond_maximum
 from leadline.training.step import step
 from leadline.training.team import Team, launched, own_device
 
@@ -150,6 +151,8 @@ def fit(
             stopping = bool(team.total([stop.asked])[0])
             if team.leads:
                 news = Progress(done, config.iterations, loss, terms, rate, seconds, waited / (waited + seconds))
+                if iteration == begun:
+                    doctor.note(beyond_maximum(batch, contract))
                 news.findings = [str(finding) for finding in doctor.look(done, terms)]
                 if validate is not None and config.validation and _due(done, config.validation.every, config):
                     news.validation = validate(learner.average or learner.model, contract)

@@ -11,6 +11,7 @@ from leadline.data.dataset import Subset, open_dataset
 from leadline.errors import ConfigError
 from leadline.manifest import manifest_kind
 from leadline.models.registry import architecture, parse_config, variants
+from leadline.reference import RANDOM
 from leadline.training.fit import Start, evaluating, fit
 from leadline.training.paths import refuse_data_folder
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from leadline.training.config import TrainConfig
     from leadline.training.fit import Result
     from leadline.training.log import Progress
+
+FINETUNED = "-finetuned"
 
 
 def run(
@@ -111,13 +114,20 @@ def starting_point(config: TrainConfig) -> Start:
             why = "only the architectures of `leadline models` can be trained and saved"
             raise ConfigError("cannot train", where=config.model, why=why)
         beside = auxiliary_weights(config.model)
-        start = Start(loaded.model, loaded.contract, loaded.architecture, loaded.config, tuple(loaded.lineage), beside)
+        contract = loaded.contract.model_copy(update={"name": config.name or _renamed(loaded.contract.name, config)})
+        start = Start(loaded.model, contract, loaded.architecture, loaded.config, tuple(loaded.lineage), beside)
     if config.imagenet:
         load: Any = getattr(architecture(start.architecture), "load_imagenet", None)
         if load is None:
             raise ConfigError("no ImageNet weights", where=config.model, mend="set `imagenet: false`")
         load(start.model)
     return start
+
+
+def _renamed(name: str, config: TrainConfig) -> str:
+    """Not the start's own name: what is trained further is another model."""
+    fresh = config.model.startswith(RANDOM)
+    return name if fresh or name.endswith(FINETUNED) else name[: 200 - len(FINETUNED)] + FINETUNED
 
 
 def _cut_from(teacher: str, student: nn.Module) -> dict[str, Any]:
