@@ -107,6 +107,23 @@ def test_command_leaves_unpaired_pictures_out_when_told_to(folder):
     assert "1 x picture without depth" in out.stdout
 
 
+def test_command_leaves_damaged_pictures_out_when_told_to(folder):
+    from PIL import Image
+
+    Image.fromarray(np.ones((7, 9), np.uint16)).save(folder / "depth/1.png")
+    words = (MODEL, "--data", folder, "--protocol", "nyu-eigen")
+    assert run(*words).exit_code == 1
+    out = run(*words, "--skip-bad")
+    assert out.exit_code == 0, out.output
+    assert "2 of 2 pictures scored" in out.stdout
+    assert "1 x damaged, left out; the first: 1: picture and depth differ in size" in out.stdout
+    for path in (folder / "depth").iterdir():
+        path.write_bytes(b"no picture")
+    nothing = run(*words, "--skip-bad")
+    assert nothing.exit_code == 2
+    assert "no picture can be read" in nothing.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

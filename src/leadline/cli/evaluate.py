@@ -94,6 +94,7 @@ def command(
                 threads=threads,
                 size=wanted_size,
                 focal_correction=focal,
+                skip_bad=skip_bad,
                 on_progress=on_progress,
             )
         return replace(found, notes=[chosen, *found.notes]) if chosen else found

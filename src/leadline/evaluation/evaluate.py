@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from leadline.data.dataset import Sample
 from leadline.errors import ConfigError, DataError, KindError, LeadlineError, NumericalError
 from leadline.evaluation.protocols import Protocol, get_protocol
 from leadline.evaluation.results import FAILED, SCORED, UNMEASURED, Evaluation, Row, paired, paired_differences
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from leadline.contract import Contract
-    from leadline.data.dataset import Dataset, Sample
+    from leadline.data.dataset import Dataset
     from leadline.depth import Depth, Intrinsics, Kind
 
     class Predicts(Interface):
@@ -50,6 +51,7 @@ def evaluate(
     threads: int = 1,
     size: tuple[int, int] | None = None,
     focal_correction: bool = True,
+    skip_bad: bool = False,
     name: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -68,13 +70,14 @@ def evaluate(
         threads: of models given by reference.
         size: (height, width) of the network's input in pixels, for models given by reference.
         focal_correction: give the pictures' cameras to the model; metric depth is then corrected for them.
+        skip_bad: leave pictures out that the data set cannot read, with a note; otherwise they are failed rows.
         name: of the model; None takes the reference, or the contract's name.
         on_progress: called after each picture with (done, total).
 
     Raises:
         KindError: the protocol does not accept the model's kind, or the data set's; nothing is scored then.
         ConfigError: unknown protocol, `fidelity` without a reference, or the reverse.
-        DataError: the data set is empty or has no depth at all.
+        DataError: the data set is empty, cannot be read or has no depth at all.
         NumericalError: an engine returned NaN or infinity; the message names engine and picture.
     """
     name = name or (predictor if isinstance(predictor, str) else predictor.contract.name)
@@ -98,37 +101,46 @@ def evaluate(
         total = len(dataset) if limit is None else min(limit, len(dataset))
         titles = dataset.names()
         rows: list[Row] = []
+        unread: list[str] = []
         sizes: Counter[tuple[int, int]] = Counter()
         for done in range(total):
             i = done * len(dataset) // total
-            row = _row(
-                predictor, dataset, i, titles[i], protocol, reference=reference, focal=focal_correction, sizes=sizes
-            )
-            rows.append(row)
+            sample = _read(dataset, i, protocol)
+            if isinstance(sample, Sample):
+                sizes[sample.image.shape[0], sample.image.shape[1]] += 1
+                rows.append(_row(predictor, sample, titles[i], protocol, reference, focal_correction))
+            elif skip_bad:
+                unread.append(f"{titles[i]}: {sample}")
+            else:
+                rows.append({"name": titles[i], "status": FAILED, "reason": str(sample)})
             if on_progress is not None:
                 on_progress(done + 1, total)
+    if not rows:
+        raise DataError("no picture can be read", where=dataset.name, why=f"the first: {unread[0]}")
     if protocol.truth == "data" and all(row["reason"] == _NO_DEPTH for row in rows):
         mend = "compare with the uncompressed model: --protocol fidelity --against REF"
         raise DataError("no ground truth in the data set", where=dataset.name, mend=mend)
     notes = notices + pinned.misfits(dataset.max_depth, sizes.most_common(1)[0][0] if sizes else None)
     notes += _notes(dataset, total, focal_correction)
+    if unread:
+        notes.append(f"{len(unread)} x damaged, left out; the first: {unread[0]}")
     return Evaluation(name, kind, dataset.name, protocol, rows, notes)
 
 
+def _read(dataset: Dataset, index: int, protocol: Protocol) -> Sample | LeadlineError:
+    """The sample as the protocol shows it, or why it cannot be read."""
+    try:
+        return protocol.prepare(dataset[index])
+    except KindError:  # true of the whole data set, not of this picture
+        raise
+    except LeadlineError as error:
+        return error
+
+
 def _row(
-    predictor: Predicts,
-    dataset: Dataset,
-    index: int,
-    title: str,
-    protocol: Protocol,
-    *,
-    reference: Predicts | None,
-    focal: bool,
-    sizes: Counter[tuple[int, int]],
+    predictor: Predicts, sample: Sample, title: str, protocol: Protocol, reference: Predicts | None, focal: bool
 ) -> Row:
     try:
-        sample = protocol.prepare(dataset[index])
-        sizes[sample.image.shape[0], sample.image.shape[1]] += 1
         truth = sample.depth if reference is None else _predicted(reference, sample, focal)
         if truth is None:
             return {"name": title, "status": UNMEASURED, "reason": _NO_DEPTH}
