@@ -137,7 +137,7 @@ def test_bundle_of_an_unknown_runtime(tmp_path):
         (lambda p: None, "nowhere/at/all", "no such file or folder"),
         (lambda p: None, "missing.onnx", "no such file or folder"),
         (lambda p: (p / "w.pth").touch(), "w.pth", "leadline convert w.pth --out DIR"),
-        (lambda p: (p / "p.jpg").touch(), "p.jpg", "is no model reference"),
+        (lambda p: (p / "p.jpg").touch(), "p.jpg", "a .jpg file. Give a name from"),
         (lambda p: (p / "d").mkdir(), "d", "holds no manifest.json"),
         (lambda p: None, "fastdepth-pruned", "random:fastdepth-pruned"),
         (lambda p: None, "random:fastdepth-prune", "Did you mean 'fastdepth-pruned'"),
