@@ -328,6 +328,16 @@ def test_a_model_without_camera_says_nothing_of_it(tmp_path: Path, model: str) -
     assert side(tmp_path / "out" / "a.json") == {"camera": "unknown", "fx": None}
 
 
+def test_a_camera_that_corrects_nothing_is_said(tmp_path: Path, model: str) -> None:
+    source, out = picture(tmp_path / "a.png"), ("--out", tmp_path / "out", "--save", "npy")
+    for camera in (("--fov", 30), ("--intrinsics", "16,16,8,6")):
+        result = predict(model, source, *out, *camera)
+        assert result.exit_code == 0, result.output
+        assert "the metres of 1 of 1 pictures are not corrected for their camera" in result.stderr
+        np.testing.assert_array_equal(np.load(tmp_path / "out" / "a.npy"), 2.0)
+    assert "not corrected" in predict(model, photo(tmp_path / "b.jpg", focal35=26), *out).stderr
+
+
 def test_the_focal_length_of_a_photo_is_used_and_a_flag_outranks_it(tmp_path: Path, metric_model: str) -> None:
     source, out = photo(tmp_path / "a.jpg", focal35=26, width=4000, height=3000), tmp_path / "out"
     result = predict(metric_model, source, "--out", out, "--save", "npy,pointcloud", "--json")

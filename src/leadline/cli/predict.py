@@ -231,6 +231,12 @@ def _cameras(predictor: Predictor, outcomes: Sequence[Outcome]) -> list[str]:
             f"{predictor.contract.name}'s training, {fov_x:.0f} degrees wide and {fov_y:.0f} high. The metres are "
             "right only for it: give --fov DEG or --intrinsics FX,FY,CX,CY"
         )
+    known = counts["given"] + counts["exif"]
+    if known and assumed is None and predictor.contract.output.kind.unit == "m":
+        lines.append(
+            f"the metres of {known} of {len(done)} pictures are not corrected for their camera, since "
+            f"{predictor.contract.name} names none of its training: they are right only for that unknown one"
+        )
     return lines
 
 

@@ -14,6 +14,7 @@ from leadline.reference import RANDOM
 from leadline.training.config import METRIC, TrainConfig
 from leadline.training.fit import CONFIG, STATE
 from leadline.training.lessons import lessons_of
+from leadline.training.metres import common_camera
 from leadline.training.objectives.distillation import MedianCentred
 from leadline.training.objectives.self_supervised import Photometric, PoseOptions, Smoothness
 from leadline.training.objectives.supervised import GradientMatching, ScaleShiftInvariant
@@ -32,7 +33,13 @@ FINE_TUNING_RATE = 3e-4  # a third of the rate of fresh weights; 1e-4 learned to
 CAREFUL_RATE = 1e-4  # of trained transformers, and of trained weights that go on with a fresh pose network
 VIDEO_RATE, POSE_RATE = 5e-4, 1e-4  # of fresh weights and of the pose network (SPEC.md 3.5)
 VIT_ENCODER = 0.1  # a trained Depth Anything's encoder beside its decoder
-ADOPTED = ("objectives", "learning_rate", "auxiliary_rate", "encoder_factor")  # by a run that was begun before
+ADOPTED = (
+    "objectives",
+    "learning_rate",
+    "auxiliary_rate",
+    "encoder_factor",
+    "camera",
+)  # by a run begun before
 METRIC_LOSSES = ("l1", "berhu", "silog")  # see metres alone
 RELATIVE = {"kind": "relative_disparity", "head": "softplus", "start_depth": 1.0}  # FastDepth's family, any picture
 
@@ -54,7 +61,8 @@ def plan(config: TrainConfig, out: Path, teacher: str | None = None) -> Plan:
     - pictures without depth, with a teacher: its labels into `out/labels`, then the same by the teacher's kind;
     - films and frames without depth: photometric and smoothness from the frames before and after, and a small pose
       network;
-    - a smaller learning rate where the start has trained weights.
+    - a smaller learning rate where the start has trained weights;
+    - the camera of the pictures, where all have one, for a network in metres whose contract names none.
 
     What the configuration says is kept, and so is what the run in `out` was begun with.
 
@@ -89,14 +97,23 @@ def plan(config: TrainConfig, out: Path, teacher: str | None = None) -> Plan:
     if teacher:
         chosen["training_data"] = [_origin(lesson, teacher) for lesson in lessons]
     begun = _begun(out)
+    camera_said = ""
+    if not begun and "camera" not in said and _lacks_camera(start):
+        metric = [lesson.source for lesson in lessons if lesson.kind in (None, Kind.METRIC_DEPTH)]
+        chosen["camera"], camera_said = common_camera(metric, skip_bad=config.skip_bad)
     config = config.model_copy(update={key: value for key, value in (chosen | begun).items() if key not in said})
     line = _said(config, start, lessons, chosen="learning_rate" not in said and not begun)
-    return Plan(config, start, line, tuple(lessons))
+    return Plan(config, start, f"{line}; {camera_said}" if camera_said else line, tuple(lessons))
 
 
 def trained(model: str) -> bool:
     """True where a reference names trained weights, False for a variant, whose weights are fresh."""
     return model not in variants() and not model.startswith(RANDOM)
+
+
+def _lacks_camera(start: Start) -> bool:
+    """Whether metres are predicted, and for a camera that nothing names."""
+    return start.contract.output.kind is Kind.METRIC_DEPTH and start.contract.input.camera is None
 
 
 def _kind_of(reference: str) -> Kind:
