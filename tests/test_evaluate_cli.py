@@ -124,6 +124,19 @@ def test_command_leaves_damaged_pictures_out_when_told_to(folder):
     assert "no picture can be read" in nothing.stderr
 
 
+def test_command_gives_one_picture_no_interval(folder):
+    words = (MODEL, "--data", folder, "--protocol", "nyu-eigen", "--against", MODEL)
+    one = json.loads(run(*words, "--limit", "1", "--json").stdout)
+    figures = [*one["metrics"].values(), *one["difference"].values()]
+    assert {(figure["low"], figure["high"], figure["n"]) for figure in figures} == {(None, None, 1)}
+    assert one["caution"] == "1 picture only, 30 or more make a verdict"
+    shown = run(*words, "--limit", "1").stdout
+    assert " .. " not in shown
+    assert "n/a" in shown
+    assert "Caution: 1 picture only" in shown
+    assert "Caution: 3 pictures only" in run(*words).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -195,6 +195,8 @@ def test_a_verdict_of_few_pictures_says_so() -> None:
     assert "on 4 pictures only (plain/none)" in few.sentence
     assert few.caution == "Caution: 4 pictures only, 30 or more make a verdict."
     assert "on 1 picture only" in recommend([scattered(REFERENCE, n=1)], REFERENCE, Limits()).sentence
+    alone = recommend([REFERENCE, scattered(FAST, n=1)], REFERENCE, Limits(max_drop=0.01)).sentence
+    assert "-0.005 against the reference" in alone  # one picture has no interval
     enough = recommend([REFERENCE, scattered(FAST, n=30)], REFERENCE, Limits(max_drop=0.01))
     assert "on 30 pictures (plain/none)" in enough.sentence
     assert enough.caution == ""

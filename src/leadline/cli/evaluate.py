@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -118,7 +118,7 @@ def _as_json(
     out: dict[str, Any] = result.to_dict()
     if other is not None:
         out["against"] = other.to_dict()
-        out["difference"] = {name: asdict(value) for name, value in differences.items()}
+        out["difference"] = {name: value.as_dict() for name, value in differences.items()}
     elif against is not None:
         out["reference"] = against
     return json_module.dumps(out, indent=2, ensure_ascii=False, allow_nan=False)
@@ -144,6 +144,8 @@ def _print(result: Evaluation, other: Evaluation | None, differences: dict[str, 
     for letter, one in (("A", result), ("B", other)):
         for line in _remarks(one) if one is not None else ():
             typer.echo(f"{letter}: {line}")
+    if result.caution:
+        typer.echo(f"Caution: {result.caution}.")
 
 
 def _table(result: Evaluation, other: Evaluation | None, differences: dict[str, Interval]) -> Table:
@@ -158,11 +160,11 @@ def _table(result: Evaluation, other: Evaluation | None, differences: dict[str, 
         table.add_column(title, justify="right", no_wrap=True)
     theirs = other.summary() if other is not None else {}
     for name, value in result.summary().items():
-        cells = [LABELS[name], _figure(value.value), f"{_figure(value.low)} .. {_figure(value.high)}"]
+        cells = [LABELS[name], _figure(value.value), _span(value)]
         if other is not None:
             cells.append(_figure(theirs[name].value) if name in theirs else "n/a")
             gap = differences.get(name)
-            cells += [_figure(gap.value, "+"), f"{_figure(gap.low, '+')} .. {_figure(gap.high, '+')}"] if gap else []
+            cells += [_figure(gap.value, "+"), _span(gap, "+")] if gap else []
         table.add_row(*cells)
     if not result.scored:
         table.add_row("all", "n/a", "n/a", *(["n/a"] * 3 if other is not None else []))
@@ -171,6 +173,10 @@ def _table(result: Evaluation, other: Evaluation | None, differences: dict[str, 
 
 def _figure(value: float, sign: str = "-") -> str:
     return f"{value:{sign}.{4 if abs(value) < 10 else 2}f}"
+
+
+def _span(value: Interval, sign: str = "-") -> str:
+    return f"{_figure(value.low, sign)} .. {_figure(value.high, sign)}" if value.n > 1 else "n/a"
 
 
 def _remarks(one: Evaluation) -> list[str]:

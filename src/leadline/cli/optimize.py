@@ -196,6 +196,8 @@ def _table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], c
 
 
 def _cells(row: Measurement, primary: str, chosen: bool) -> list[str]:
+    from leadline.studies.recommend import ends
+
     assert row.accuracy
     assert row.latency
     change = row.accuracy.change.get(primary)
@@ -203,7 +205,7 @@ def _cells(row: Measurement, primary: str, chosen: bool) -> list[str]:
         ("> " if chosen else "  ") + row.name,
         row.precision_ran,
         f"{row.accuracy.metrics[primary].value:.3f}",
-        f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" if change else "reference",
+        f"{change.value:+.3f}{ends(change) or ' [n/a]'}" if change else "reference",
         f"{row.latency.p50:.2f}",
         f"{row.latency.iqr:.2f}",
         f"{1 / row.latency.ratio:.2f}",

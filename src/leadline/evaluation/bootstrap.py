@@ -11,23 +11,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESAMPLES = 2000
+FEW = 30  # pictures from which on a difference makes a verdict
 CONFIDENCE = 0.95
 _CELLS = 4_000_000  # counts held in memory at once
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % percentile interval over `n` pictures."""
+    """A figure with its 95 % percentile interval over `n` pictures; one picture has none: both ends are the value."""
 
     value: float
     low: float
     high: float
     n: int
 
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Plain values; None for the ends where there is no interval."""
+        ends = (self.low, self.high) if self.n > 1 else (None, None)
+        return {"value": self.value, "low": ends[0], "high": ends[1], "n": self.n}
+
     @property
     def excludes_zero(self) -> bool:
         """True where a difference has one sign over the whole interval."""
-        return self.low > 0 or self.high < 0
+        return self.n > 1 and (self.low > 0 or self.high < 0)
 
 
 def resampled_means(

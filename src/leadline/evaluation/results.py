@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from leadline.depth import Kind
 from leadline.errors import ConfigError, DataError
 from leadline.evaluation import metrics as names
-from leadline.evaluation.bootstrap import Interval, interval, resampled_means
+from leadline.evaluation.bootstrap import FEW, Interval, interval, resampled_means
 from leadline.evaluation.protocols import Protocol
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ class Evaluation:
         """The rows of pictures that could not be read or predicted, with the reason."""
         return [row for row in self.rows if row["status"] == FAILED]
 
+    @property
+    def caution(self) -> str:
+        """Why not to trust the figures much; empty where nothing speaks against them."""
+        n = len(self.scored)
+        return f"{n} picture{'' if n == 1 else 's'} only, {FEW} or more make a verdict" if 0 < n < FEW else ""
+
     def count(self, flag: str) -> int:
         """How many pictures have a status (`scored`, `n/a`, `failed`) or a flag (`degenerate`, `inverted`)."""
         return sum(row["status"] == flag or row.get(flag) is True for row in self.rows)
@@ -116,8 +122,9 @@ class Evaluation:
             "degenerate": self.count("degenerate"),
             "inverted": self.count("inverted"),
             "failed": [{"name": row["name"], "reason": row["reason"]} for row in self.failed],
-            "metrics": {name: asdict(value) for name, value in self.summary().items()},
+            "metrics": {name: value.as_dict() for name, value in self.summary().items()},
             "notes": self.notes,
+            "caution": self.caution,
         }
 
     def to_json(self) -> str:

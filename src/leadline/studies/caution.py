@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from leadline.evaluation.bootstrap import FEW
+
 if TYPE_CHECKING:
     from leadline.studies.measurement import Measurement
 
-FEW = 30  # pictures
 SCATTERED = 0.15  # distance between the quartiles over the median
 
 

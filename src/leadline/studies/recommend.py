@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from leadline.studies.caution import FEW, caution, pictures
+from leadline.evaluation.bootstrap import FEW
+from leadline.studies.caution import caution, pictures
 from leadline.studies.measurement import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leadline.studies.measurement import Measurement
+    from leadline.studies.measurement import Figure, Measurement
 
 NAMES = {"delta1": "δ1", "abs_rel": "AbsRel", "rmse": "RMSE", "agreement": "agreement"}
 
@@ -78,6 +79,11 @@ def drop(row: Measurement) -> float:
     return -row.accuracy.change[row.accuracy.primary].value
 
 
+def ends(change: Figure) -> str:
+    """The interval of a change, ` [-0.009, -0.001]`; empty where one picture gives none."""
+    return f" [{change.low:+.3f}, {change.high:+.3f}]" if change.n > 1 else ""
+
+
 def _faults(row: Measurement, limits: Limits) -> list[str]:
     found = []
     assert row.latency
@@ -113,14 +119,14 @@ def _sentence(
         )
     only = " only" if value.n < FEW else ""
     change = best.accuracy.change.get(best.accuracy.primary)
-    lost = f", {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] against the reference" if change else ""
+    lost = f", {change.value:+.3f}{ends(change)} against the reference" if change else ""
     parts = [
         start,
         f"{metric} {value.value:.3f}{lost} on {pictures(value.n)}{only} ({best.accuracy.protocol})",
         f"{best.size_mb:.1f} MB" if best.size_mb is not None else "",
     ]
     text = "; ".join(part for part in parts if part) + "."
-    if change is not None and -change.low > limits.max_drop:
+    if change is not None and change.n > 1 and -change.low > limits.max_drop:
         text += f" The interval reaches beyond the allowed drop of {limits.max_drop:g}: measure on more pictures."
     faster = [row for row in measured if faults[row.key] and _ratio(row) < best.latency.ratio]
     if faster:

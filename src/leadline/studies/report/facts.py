@@ -9,10 +9,9 @@ from leadline import __version__
 from leadline.contract import Contract
 from leadline.depth import Kind
 from leadline.errors import ConfigError, ContractError
-from leadline.evaluation.bootstrap import RESAMPLES
+from leadline.evaluation.bootstrap import FEW, RESAMPLES
 from leadline.evaluation.protocols import Protocol, get_protocol
 from leadline.runtimes.base import runtime
-from leadline.studies.caution import FEW
 from leadline.studies.measurement import Status
 from leadline.studies.recommend import NAMES
 from leadline.studies.report.numbers import NONE, count, plain, text

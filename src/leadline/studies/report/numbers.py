@@ -44,7 +44,9 @@ def times(value: float) -> str:
 
 
 def interval(figure: Figure, digits: int = 3, *, signed: bool = False) -> str:
-    """`[0.781, 0.835]`."""
+    """`[0.781, 0.835]`, or `[n/a]` from one picture."""
+    if figure.n < 2:
+        return "[n/a]"
     show = change if signed else number
     return f"[{show(figure.low, digits)}, {show(figure.high, digits)}]"
 
