@@ -39,6 +39,8 @@ def test_paths_of_a_file_count_from_here_then_from_the_file_then_from_above_it(p
         {"data": "scenes", "labels": "scenes"},
         {"data": "kitti-raw:scenes?camera=3"},
         {"data": "pseudo:scenes,scenes"},
+        {"data": "pseudo:frames:scenes?fov=60,scenes,scenes"},
+        {"data": "pseudo:rendered:room?count=4,scenes"},
         {"data": "rendered:room"},
     ]
     path = written(project / "configs", sources=sources, card="card.md", validation={"data": "scenes"})
@@ -49,6 +51,8 @@ def test_paths_of_a_file_count_from_here_then_from_the_file_then_from_above_it(p
         scenes,
         f"kitti-raw:{scenes}?camera=3",
         f"pseudo:{scenes},{scenes}",
+        f"pseudo:frames:{scenes}?fov=60,{scenes},{scenes}",
+        f"pseudo:rendered:room?count=4,{scenes}",
         "rendered:room",
     ]
     assert found.sources[0].labels == scenes
@@ -75,7 +79,9 @@ def test_what_flags_say_counts_from_here_alone(project: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", ["", "images", "runs/1"])
-@pytest.mark.parametrize("reference", ["{}", "folder:{}", "pseudo:{},{}", "kitti-raw:{}?camera=3"])
+@pytest.mark.parametrize(
+    "reference", ["{}", "folder:{}", "pseudo:{},{}", "pseudo:frames:{}?fov=60,none", "kitti-raw:{}?camera=3"]
+)
 def test_a_run_is_not_written_into_its_data(tmp_path: Path, reference: str, inside: str) -> None:
     scenes = tmp_path / "scenes"
     (scenes / "images").mkdir(parents=True)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from leadline.training.config import TrainConfig
 
+PSEUDO = "pseudo:"
+
 
 def located(config: TrainConfig, file: Path, given: Collection[str]) -> TrainConfig:
     """The configuration with the relative paths of its file's data, labels and card made to lead somewhere.
@@ -60,31 +62,41 @@ def refuse_data_folder(config: TrainConfig, out: Path) -> None:
     references += [config.validation.data] if config.validation is not None else []
     place = out.resolve()
     for reference in references:
-        for text in _parts(reference)[1]:
+        for text in _paths(reference):
             folder = Path(text).resolve()
             if folder.exists() and place.is_relative_to(folder):
                 why = f"it {'is' if place == folder else 'lies inside'} the data {reference}"
                 raise OutputError("will not write a run into", where=out, why=why, mend="choose another --out")
 
 
-def _parts(reference: str) -> tuple[str, list[str], str]:
-    """What stands before, the paths, and what stands after: `pseudo:`, [A, B], `?key=value`."""
+def _parts(reference: str) -> tuple[str, str, str]:
+    """What stands before the path, the path, and what stands after: `kitti-raw:`, A, `?key=value`."""
     name, colon, rest = reference.partition(":")
     before, rest = (name + colon, rest) if colon and name in FORMATS else ("", reference)
     if reference == "rendered" or before == "rendered:":
-        return reference, [], ""
+        return reference, "", ""
+    if before == PSEUDO or Path(rest).exists():
+        return before, rest, ""
     path, mark, options = rest.partition("?")
-    if Path(rest).exists():
-        path, mark, options = rest, "", ""
-    paths = path.split(",") if before == "pseudo:" else [path]
-    return before, paths, mark + options
+    return before, path, mark + options
+
+
+def _paths(reference: str) -> list[str]:
+    before, path, _ = _parts(reference)
+    if before == PSEUDO:
+        pictures, *labels = path.split(",")
+        return [*_paths(pictures), *labels]
+    return [path] if path else []
 
 
 def _reference(text: str, bases: tuple[Path, ...]) -> str:
-    before, paths, after = _parts(text)
-    if not before and ":" in text:  # a format that is unknown: opening it says so
+    before, path, after = _parts(text)
+    if not path or (not before and ":" in text):  # a format that is unknown: opening it says so
         return text
-    return before + ",".join(_path(path, bases) for path in paths) + after
+    if before == PSEUDO:  # its pictures are a reference of their own
+        pictures, *labels = path.split(",")
+        return before + ",".join([_reference(pictures, bases), *(_path(label, bases) for label in labels)])
+    return before + _path(path, bases) + after
 
 
 def _path(text: str, bases: tuple[Path, ...]) -> str:
