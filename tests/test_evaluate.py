@@ -311,6 +311,18 @@ def test_protocol_object_is_taken_as_it_is():
     assert evaluate(Answers(true_depth), Scenes(1), get_protocol("ddad")).protocol.cap == 200.0
 
 
+@pytest.mark.parametrize(
+    ("maximum", "protocol", "said"),
+    [(10.0, "plain", True), (20.0, "plain", False), (10.0, "plain/median", False), (None, "plain", False)],
+)
+def test_a_model_that_ends_below_what_counts_is_noted(maximum, protocol, said):
+    model = Answers(true_depth)
+    output = model.contract.output.model_copy(update={"maximum": maximum})
+    model.contract = model.contract.model_copy(update={"output": output})
+    notes = evaluate(model, Scenes(2), protocol).notes  # the data set's cap is 20 m
+    assert [note[:16] for note in notes if "ends at" in note] == (["answers ends at "] if said else [])
+
+
 def test_without_a_split_training_pictures_are_left_out(tmp_path):
     assert choose_split(str(tiny.split_folder(tmp_path / "parts")), None)[0] == "test"
     assert choose_split(str(tmp_path / "parts"), "train") == ("train", "")

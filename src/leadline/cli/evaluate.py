@@ -139,8 +139,11 @@ def _print(result: Evaluation, other: Evaluation | None, differences: dict[str, 
     if other is None and against is not None:
         typer.echo(f"Truth: the output of {against}")
     print_whole(_table(result, other, differences), console)
-    for note in result.notes:  # of data set and options, so the same for both
+    for note in result.notes:
         typer.echo(note)
+    for note in other.notes if other is not None else ():
+        if note not in result.notes:  # those of data set and options are the same for both
+            typer.echo(note)
     for letter, one in (("A", result), ("B", other)):
         for line in _remarks(one) if one is not None else ():
             typer.echo(f"{letter}: {line}")

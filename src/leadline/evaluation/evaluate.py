@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from leadline.data.dataset import Sample
+from leadline.depth import Kind
 from leadline.errors import ConfigError, DataError, KindError, LeadlineError, NumericalError
+from leadline.evaluation.alignment import Alignment
 from leadline.evaluation.protocols import Protocol, get_protocol
 from leadline.evaluation.results import FAILED, SCORED, UNMEASURED, Evaluation, Row, paired, paired_differences
 from leadline.evaluation.scoring import check_truth, score
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from leadline.contract import Contract
     from leadline.data.dataset import Dataset
-    from leadline.depth import Depth, Intrinsics, Kind
+    from leadline.depth import Depth, Intrinsics
 
     class Predicts(Interface):
         """What evaluation needs of a predictor; `leadline.predictor.Predictor` is one."""
@@ -122,6 +125,7 @@ def evaluate(
         raise DataError("no ground truth in the data set", where=dataset.name, mend=mend)
     notes = notices + pinned.misfits(dataset.max_depth, sizes.most_common(1)[0][0] if sizes else None)
     notes += _notes(dataset, total, focal_correction)
+    notes += _short(name, predictor.contract, protocol, dataset)
     if unread:
         notes.append(f"{len(unread)} x damaged, left out; the first: {unread[0]}")
     return Evaluation(name, kind, dataset.name, protocol, rows, notes)
@@ -186,6 +190,16 @@ def _check(
         raise ConfigError("nothing to evaluate", where=f"limit {limit}", mend="use 1 or more")
     if len(dataset) == 0:
         raise DataError("the data set is empty", where=dataset.name)
+
+
+def _short(name: str, contract: Contract, protocol: Protocol, dataset: Dataset) -> list[str]:
+    """A model whose metres end below those that count, in words."""
+    ends, counts = contract.output.maximum, min(protocol.cap, dataset.max_depth or math.inf)
+    unscaled = contract.output.kind is Kind.METRIC_DEPTH and protocol.alignments[Kind.METRIC_DEPTH] is Alignment.NONE
+    if protocol.truth == "model" or not unscaled or ends is None or not ends < counts:
+        return []
+    far = f"{counts:g} m" if math.isfinite(counts) else "any depth"
+    return [f"{name} ends at {ends:g} m, and ground truth up to {far} counts: what lies beyond, it cannot say"]
 
 
 def _notes(dataset: Dataset, total: int, focal_correction: bool) -> list[str]:
