@@ -142,6 +142,10 @@ def test_command_gives_one_picture_no_interval(folder):
     [
         (("random:depth-anything-v2-small", "--protocol", "nyu-eigen"), "refuses.*zero-shot-disparity"),
         ((MODEL, "--protocol", "nyu"), "unknown protocol"),
+        (
+            (MODEL, "--protocol", "plain", "--size", "96,128", "--against", "random:depth-anything-v2-small"),
+            "random:depth-anything-v2-small does not take the input size '96x128.*multiples of 14",
+        ),
         ((MODEL, "--protocol", "fidelity"), "--against"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from leadline.evaluation.bootstrap import Interval
-    from leadline.evaluation.evaluate import Evaluation
+    from leadline.evaluation.evaluate import Evaluation, Predicts
 
 HELP = """Measure the accuracy of a model, checkpoint or exported bundle on a data set.
 
@@ -55,7 +55,11 @@ def command(
     ] = None,
     against: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--against", metavar="REF", help=f"Compare with this model, picture by picture. {REFERENCE_HELP}"),
+        typer.Option(
+            "--against",
+            metavar="REF",
+            help=f"Compare with this model, picture by picture, at the same --size. {REFERENCE_HELP}",
+        ),
     ] = None,
     csv: Annotated[
         Optional[Path],  # noqa: UP045
@@ -71,7 +75,7 @@ def command(
 ) -> None:
     """Measure the accuracy of a model on a data set."""
     from leadline.data.dataset import open_dataset
-    from leadline.evaluation.evaluate import evaluate, paired_differences
+    from leadline.evaluation.evaluate import evaluate, opened, paired_differences
     from leadline.evaluation.protocols import get_protocol
     from leadline.evaluation.results import check_csv
     from leadline.evaluation.splits import choose_split
@@ -83,24 +87,26 @@ def command(
     dataset = open_dataset(data, split, skip_bad=skip_bad)
     is_fidelity = counted.truth == "model"
 
-    def measured(model: str, truth: str | None) -> Evaluation:
-        with _progress(model, json) as on_progress:
+    def measured(model: Predicts, name: str, truth: Predicts | None) -> Evaluation:
+        with _progress(name, json) as on_progress:
             found = evaluate(
                 model,
                 dataset,
                 counted,
                 limit=limit,
                 reference=truth,
-                threads=threads,
-                size=wanted_size,
                 focal_correction=focal,
                 skip_bad=skip_bad,
+                name=name,
                 on_progress=on_progress,
             )
         return replace(found, notes=[chosen, *found.notes]) if chosen else found
 
-    result = measured(reference, against if is_fidelity else None)
-    other = measured(against, None) if against is not None and not is_fidelity else None
+    with ExitStack() as models:
+        first = opened(reference, threads, wanted_size, models)
+        second = opened(against, threads, wanted_size, models) if against is not None else None  # refused before A runs
+        result = measured(first, reference, second if is_fidelity else None)
+        other = measured(second, str(against), None) if second is not None and not is_fidelity else None
     differences = paired_differences(result, other) if other is not None and result.scored and other.scored else {}
     if csv is not None:
         result.to_csv(csv)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from leadline.data.dataset import Sample
 from leadline.depth import Kind
-from leadline.errors import ConfigError, DataError, KindError, LeadlineError, NumericalError
+from leadline.errors import ConfigError, ContractError, DataError, KindError, LeadlineError, NumericalError
 from leadline.evaluation.alignment import Alignment
 from leadline.evaluation.protocols import Protocol, get_protocol
 from leadline.evaluation.results import FAILED, SCORED, UNMEASURED, Evaluation, Row, paired, paired_differences
@@ -96,8 +96,8 @@ def evaluate(
     pinned = protocol
     protocol = pinned.for_data(dataset.max_depth)
     with ExitStack() as models:
-        predictor = _opened(predictor, threads, size, models)
-        reference = None if reference is None else _opened(reference, threads, size, models)
+        predictor = opened(predictor, threads, size, models)
+        reference = None if reference is None else opened(reference, threads, size, models)
         kind = predictor.contract.output.kind
         _check(protocol, kind, name, dataset, reference=reference, limit=limit)
 
@@ -168,12 +168,24 @@ def _predicted(predictor: Predicts, sample: Sample, focal_correction: bool) -> D
     return predictor.predict(sample.image, sample.intrinsics if focal_correction else None)
 
 
-def _opened(predictor: Predicts | str, threads: int, size: tuple[int, int] | None, models: ExitStack) -> Predicts:
+def opened(predictor: Predicts | str, threads: int, size: tuple[int, int] | None, models: ExitStack) -> Predicts:
+    """A model given by reference, open until `models` closes; an opened one as it is.
+
+    Raises:
+        ContractError: it does not take the size; the message names the model, for two may share one size.
+        LeadlineError: it cannot be opened.
+    """
     if not isinstance(predictor, str):
         return predictor
     from leadline.predictor import load
 
-    return models.enter_context(load(predictor, threads=threads, size=size))
+    try:
+        return models.enter_context(load(predictor, threads=threads, size=size))
+    except ContractError as error:
+        if size is None:
+            raise
+        what = f"{predictor} does not take the input size"
+        raise ContractError(what, where=error.where, why=error.why, mend=error.mend) from error
 
 
 def _check(
