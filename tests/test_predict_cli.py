@@ -225,6 +225,25 @@ def test_folders_below_are_kept_below_and_outputs_are_not_read_again(tmp_path: P
         assert names(out) == {"a.json", "a_color.png", "deep/a.json", "deep/a_color.png"}
 
 
+def test_depth_maps_below_a_folder_are_no_pictures(tmp_path: Path, model: str) -> None:
+    picture(tmp_path / "set" / "images" / "a.png")
+    for name in ("a", "b"):
+        (tmp_path / "set" / "depth").mkdir(exist_ok=True)
+        Image.fromarray(np.full((12, 16), 2000, np.uint16)).save(tmp_path / "set" / "depth" / f"{name}.png")
+    maps = tmp_path / "set" / "depth"
+    result = predict(model, tmp_path / "set", "--recursive", "--out", tmp_path / "out", "--save", "npy")
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path / "out") == {"images/a.json", "images/a.npy"}
+    (notice,) = [line for line in result.stderr.splitlines() if line.startswith("notice: ")]
+    assert f"2 PNG files of 16-bit grey left out as depth maps, the first {maps / 'a.png'}" in notice
+    refused = predict(model, maps, "-r", "--out", tmp_path / "none")
+    assert refused.exit_code == 2
+    assert "only depth maps" in refused.stderr
+    named = predict(model, maps / "a.png", maps / "b*.png", "-r", "--out", tmp_path / "named", "--save", "npy")
+    assert named.exit_code == 0, named.output
+    assert names(tmp_path / "named") == {"a.json", "a.npy", "b.json", "b.npy"}
+
+
 def test_a_source_is_never_overwritten(tmp_path: Path, model: str) -> None:
     picture(tmp_path / "a.png")
     taken = picture(tmp_path / "a_depth.png").read_bytes()

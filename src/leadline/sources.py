@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from collections import Counter
@@ -16,7 +17,9 @@ from leadline.image import SUFFIXES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+_log = logging.getLogger(__name__)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_PNG_GREY16 = bytes([16, 0])  # bit depth and colour type, bytes 24 and 25 of the file
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -28,23 +31,27 @@ class Item:
     base: Path
 
 
-def find_pictures(sources: Sequence[str], out: Path, *, recursive: bool = False) -> list[Item]:
+def find_pictures(
+    sources: Sequence[str], out: Path, *, recursive: bool = False, on_notice: Callable[[str], None] = _log.warning
+) -> list[Item]:
     """The pictures that files, folders and globs name, each once, with names under `out` that never collide.
 
     A file named outright is taken whatever its ending, and whether or not it can be read; folders and globs give the
-    files with a picture's ending. A folder inside which `out` lies does not give what was written there earlier.
+    files with a picture's ending. A folder inside which `out` lies does not give what was written there earlier,
+    and with `recursive` no PNG of 16-bit grey, which is how data sets keep depth beside their pictures.
 
     Args:
         sources: files, folders, and patterns with `*`, `?`, `[...]` and `**`.
         out: folder for the results; folders below a source are kept below it.
         recursive: take folders below the named ones as well.
+        on_notice: takes one sentence about what was left out; logged as a warning by default.
 
     Raises:
         DataError: a folder or pattern that matches nothing, a video, or a URL.
     """
     found: dict[Path, tuple[Path, Path]] = {}
     for source in sources:
-        for path, relative in _matches(source, out, recursive):
+        for path, relative in _matches(source, out, recursive, on_notice):
             found.setdefault(_real(path), (path, relative))
     paths, relatives = [path for path, _ in found.values()], [relative for _, relative in found.values()]
     return [Item(path, out / name) for path, name in zip(paths, _distinct(relatives), strict=True)]
@@ -65,7 +72,7 @@ def refuse_overwriting_sources(items: Iterable[Item], outputs: Callable[[Path], 
                 raise OutputError("will not overwrite", where=path, why=why, mend="choose another folder with --out")
 
 
-def _matches(source: str, out: Path, recursive: bool) -> list[tuple[Path, Path]]:
+def _matches(source: str, out: Path, recursive: bool, on_notice: Callable[[str], None]) -> list[tuple[Path, Path]]:
     """(file, its path relative to what named it) for one source."""
     if not source.strip():
         raise DataError(
@@ -79,9 +86,16 @@ def _matches(source: str, out: Path, recursive: bool) -> list[tuple[Path, Path]]
         inside = path.rglob("*") if recursive else path.glob("*")
         ours = _real(out) if _real(out) != _real(path) else None
         files = [file for file in inside if _is_picture(file) and (ours is None or ours not in _real(file).parents)]
+        maps = {file for file in files if recursive and _is_depth_map(file)}
+        if maps:
+            count = f"{len(maps)} PNG file{'s' if len(maps) > 1 else ''} of 16-bit grey"
+            insist = "to predict on such pictures, name them or a glob"
+            on_notice(f"{source}: {count} left out as depth maps, the first {min(maps)}; {insist}")
+            files = [file for file in files if file not in maps]
         if not files:
             mend = "name another folder" if recursive else "add --recursive for the folders below it"
-            raise DataError("no pictures in the folder", where=source, why=f"none ends in {_endings()}", mend=mend)
+            why = "only depth maps" if maps else f"none ends in {_endings()}"
+            raise DataError("no pictures in the folder", where=source, why=why, mend=mend)
         return [(file, file.relative_to(path)) for file in sorted(files)]
     if not path.exists() and glob.has_magic(source):
         matched = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207  may be absolute
@@ -107,6 +121,18 @@ def _is_picture(path: Path) -> bool:
     if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
         return False
     return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _is_depth_map(path: Path) -> bool:
+    """A PNG of one channel with 16 bits, by its header."""
+    if path.suffix.lower() != ".png":
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError:
+        return False  # it fails by name when it is read
+    return head.startswith(b"\x89PNG") and head[24:] == _PNG_GREY16
 
 
 def _endings() -> str:

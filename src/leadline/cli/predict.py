@@ -74,7 +74,9 @@ def command(
     from leadline.sources import find_pictures, refuse_overwriting_sources
 
     formats, camera, wanted_size = parse_formats(save), _camera(fov, intrinsics), parse_size(size)
-    items = find_pictures(sources, out, recursive=recursive)
+    items = find_pictures(
+        sources, out, recursive=recursive, on_notice=lambda text: typer.echo(f"notice: {text}", err=True)
+    )
     refuse_overwriting_sources(items, lambda base: output_paths(base, formats))
     check_writable(out)
     with (
