@@ -177,12 +177,20 @@ def test_the_machine_is_described_and_its_id_depends_on_it() -> None:
     assert type(machine)(**{**vars(machine), "cpu": "another"}).id != machine.id
 
 
+def damaged(folder: Path) -> Path:
+    """A bundle's manifest without the bundle."""
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"kind": "bundle"}')
+    return folder
+
+
 class TestCommand:
     def test_two_models_side_by_side(self, tmp_path: Path) -> None:
         folder = exported("cnn", "onnxruntime", "fp32").folder
         exported("cnn", "onnxruntime", "fp32").write_measurements({"macs": 12_000_000, "parameters": 34_000})
+        broken = damaged(tmp_path / "broken")
         result = CliRunner().invoke(
-            app, ["benchmark", str(folder), str(tmp_path / "none"), "--runs", "3", "--rounds", "1", "--json"]
+            app, ["benchmark", str(folder), str(broken), "--runs", "3", "--rounds", "1", "--json"]
         )
         assert result.exit_code == 1
         values = json.loads(result.stdout)
@@ -191,7 +199,17 @@ class TestCommand:
         assert (good["macs"], good["parameters"]) == (12_000_000, 34_000)
         assert good["size_mb"] > 0.05
         assert values["machine"]["id"] == this_machine().id
-        assert "no such file or folder" in bad["failure"]
+        assert "broken" in bad["failure"]
+
+    def test_a_name_that_stands_for_nothing_ends_it_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def measured(*_: object, **__: object) -> None:
+            raise AssertionError("nothing may be measured")
+
+        monkeypatch.setattr("leadline.evaluation.latency.compare", measured)
+        for words in (["nosuch", "random:fastdepth"], ["random:fastdepth", "nosuch"]):
+            result = CliRunner().invoke(app, ["benchmark", *words])
+            assert result.exit_code == 2
+            assert "error: no model 'nosuch'" in result.stderr
 
     def test_the_table_fits_a_terminal_of_100_columns(self) -> None:
         folder = exported("cnn", "onnxruntime", "fp32").folder
@@ -221,17 +239,17 @@ class TestCommand:
 
     def test_none_of_several_measurable_is_an_error_behind_the_rows(self, tmp_path: Path) -> None:
         runner = CliRunner(env={"COLUMNS": "300"})
-        result = runner.invoke(app, ["benchmark", str(tmp_path / "none"), str(tmp_path / "nowhere")])
+        result = runner.invoke(app, ["benchmark", *(str(damaged(tmp_path / name)) for name in ("one", "two"))])
         assert result.exit_code == 2
-        assert result.stdout.count("skipped: no model") == 2
+        assert result.stdout.count(": skipped: ") == 2
         assert len(result.stdout.splitlines()) == 3  # the machine, and one line for each
         [line] = result.stderr.splitlines()
-        assert line.startswith("error: none of the 2 models could be measured; the first: no model")
+        assert line.startswith("error: none of the 2 models could be measured; the first: ")
 
     def test_an_engine_that_fails_is_status_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
         timings = [Timing("a", failure="the engine's process ended", failure_status=1)]
         monkeypatch.setattr("leadline.evaluation.latency.compare", lambda *_, **__: timings)
-        result = CliRunner().invoke(app, ["benchmark", "a", "--json"])
+        result = CliRunner().invoke(app, ["benchmark", "random:fastdepth", "--json"])
         assert result.exit_code == 1
         assert json.loads(result.stdout)["rows"][0]["failure_status"] == 1
         assert result.stderr == "error: the engine's process ended\n"

@@ -88,6 +88,19 @@ def load_model(ref: str) -> LoadedModel:
     raise _names_nothing(ref, path, packaged)
 
 
+def check_reference(ref: str) -> None:
+    """Pass where a reference names something, without opening it: before a long run, for each of its models.
+
+    Raises:
+        ModelReferenceError: it names nothing.
+    """
+    packaged = zoo()
+    path = packaged.get(ref, Path(ref))
+    named = ref.startswith((RANDOM, HUGGING_FACE)) or manifest_kind(path) is not None or _is_hugging_face(path)
+    if not named and not (path.suffix == ".onnx" and path.is_file()):
+        raise _names_nothing(ref, path, packaged)
+
+
 def open_session(ref: str, options: SessionOptions | None = None, size: tuple[int, int] | None = None) -> Session:
     """A session on whatever the reference names: bundles and ONNX files in their engine, networks in PyTorch.
 

@@ -26,7 +26,8 @@ Each model runs in a process of its own, so that an engine that crashes costs on
 first (A B, B A, ...), after a warm-up, with its threads pinned. Milliseconds are those of one picture in the engine
 alone; preparing a 480 x 640 picture and restoring the map are timed apart. `ratio to A` is the median over the rounds
 in which both took turns, with its quartiles; below 1 is faster. The milliseconds of A come from rounds of its own, so
-that ms / ms may give another figure. A row that cannot be measured says why, and the exit status is then 1."""
+that ms / ms may give another figure. A row that cannot be measured says why, and the exit status is then 1; a name
+that stands for no model ends the command before anything is measured."""
 
 EXAMPLES = (
     "leadline benchmark leadline-s-indoor",
@@ -64,8 +65,11 @@ def command(
     from leadline.evaluation.isolation import Job
     from leadline.evaluation.latency import compare
     from leadline.evaluation.machine import this_machine
+    from leadline.reference import check_reference
 
     wanted = parse_size(size)
+    for reference in references:
+        check_reference(reference)
     first, *others = [Job(reference, threads, device, wanted) for reference in references]
     with _progress(len(references), json) as on_done:
         timings = compare(

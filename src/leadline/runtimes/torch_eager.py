@@ -125,7 +125,8 @@ def open_model(
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
+        told = str(error).splitlines()[0]
+        why = "this PyTorch is built without it" if "not compiled with" in told else told
         raise ConfigError("torch cannot use the device", where=options.device, why=why, mend="use cpu") from error
     if precision is Precision.BF16:
         network = _with_bf16_weights(model).to(device)
