@@ -53,6 +53,16 @@ def command(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+def test_replacing_an_earlier_checkpoint_is_said(tmp_path):
+    save_file(build(SMALL).state_dict(), tmp_path / "net.safetensors")
+    words = ("convert", tmp_path / "net.safetensors", "--out", tmp_path / "out")
+    said = f"note: this replaces the earlier checkpoint at {tmp_path / 'out'}"
+    assert said not in command(*words).stdout
+    again = command(*words)
+    assert again.exit_code == 0, again.output
+    assert said in again.stdout
+
+
 def zipped(path, data: bytes, storages=(), compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", data)

@@ -539,3 +539,19 @@ def test_reading_inference_and_writing_overlap(tmp_path: Path, monkeypatch: pyte
     assert [outcome.item for outcome in outcomes] == items
     assert session.threads == {threading.get_ident()}
     assert seconds < 0.8 * 3 * nap * len(items)  # one after the other takes at least three naps per picture
+
+
+def test_replacing_the_result_of_another_picture_is_said(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    for name in ("plain.jpg", "plain.png"):
+        Image.new("RGB", (64, 32), (90, 90, 90)).save(tmp_path / name)
+
+    def said(name: str) -> str:
+        words = ["predict", str(tmp_path / name), "--model", str(model), "--out", str(tmp_path / "out")]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    assert "replaces" not in said("plain.jpg")
+    assert "replaces" not in said("plain.jpg")
+    assert f"note: this replaces the earlier result of '{tmp_path / 'plain.jpg'}', another picture" in said("plain.png")

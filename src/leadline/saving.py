@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +21,7 @@ from leadline.png import png_bytes
 from leadline.point_cloud import ply_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from numpy.typing import NDArray
 
@@ -103,6 +105,25 @@ def save(
     files["side"] = _with(base, SIDE_ENDING)
     write_atomic(files["side"], _side(depth, model, camera or Camera.of(depth.intrinsics), notes))
     return files
+
+
+def replaced(results: Iterable[tuple[Path, Path]]) -> str:
+    """What saving would replace of other pictures, in words; empty where it replaces nothing or a picture's own.
+
+    Args:
+        results: each picture with the path, without ending, of its result.
+    """
+    lost = []
+    for source, base in results:
+        side = _with(base, SIDE_ENDING)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no earlier result, or a foreign file
+            earlier = str(json.loads(side.read_bytes())["source"])
+            if earlier and os.path.realpath(earlier) != os.path.realpath(source):
+                lost.append(earlier)
+    if not lost:
+        return ""
+    results_of = "the earlier result" if len(lost) == 1 else f"{len(lost)} earlier results, the first"
+    return f"this replaces {results_of} of {lost[0]!r}, another picture; --out DIR keeps both"
 
 
 def _with(base: Path, ending: str) -> Path:

@@ -58,7 +58,9 @@ def command(
 ) -> None:
     """Turn an official .pth file into a safe checkpoint."""
     from leadline.convert import convert
+    from leadline.manifest import manifest_kind
 
+    replaced = manifest_kind(out) == "checkpoint"
     saved, notes = convert(
         file,
         out,
@@ -68,6 +70,8 @@ def command(
         licence=licence,
         half=half,
     )
+    if replaced:
+        notes = (*notes, f"this replaces the earlier checkpoint at {out}")
     spec = saved.contract.input
     kind = str(saved.contract.output.kind)
     if as_json:

@@ -70,7 +70,7 @@ def command(
 ) -> None:
     """Predict the depth of pictures."""
     from leadline.output import check_writable, output_lock
-    from leadline.saving import output_paths, parse_formats
+    from leadline.saving import output_paths, parse_formats, replaced
     from leadline.sources import find_pictures, refuse_overwriting_sources
 
     formats, camera, wanted_size = parse_formats(save), _camera(fov, intrinsics), parse_size(size)
@@ -79,6 +79,8 @@ def command(
     )
     refuse_overwriting_sources(items, lambda base: output_paths(base, formats))
     check_writable(out)
+    if lost := replaced((item.source, item.base) for item in items):
+        typer.echo(f"note: {lost}", err=True)
     with (
         _opened(model, threads, wanted_size, formats) as predictor,
         output_lock(out),
