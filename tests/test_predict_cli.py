@@ -341,6 +341,20 @@ def test_an_assumed_camera_is_said_once_and_written(tmp_path: Path, metric_model
     assert side(tmp_path / "out" / "0.json") == {"camera": "given", "fx": pytest.approx(8.0)}
 
 
+def test_the_assumed_camera_has_square_pixels(tmp_path: Path, metric_model: str) -> None:
+    """A portrait of the proportions of training, turned: its camera is the same one, turned."""
+    upright = picture(tmp_path / "upright.png", 16, 12)
+    result = predict(metric_model, upright, "--out", tmp_path / "out", "--save", "npy")
+    assert "74 degrees wide and 90 high" in result.stderr
+    content = json.loads((tmp_path / "out" / "upright.json").read_text())["intrinsics"]
+    assert (content["fx"], content["fy"]) == pytest.approx((8.0, 8.0))
+    plain = np.load(tmp_path / "out" / "upright.npy")
+    predict(metric_model, upright, "--intrinsics", "8,8,6,8", "--out", tmp_path / "given", "--save", "npy")
+    np.testing.assert_allclose(np.load(tmp_path / "given" / "upright.npy"), plain, rtol=1e-6)  # right for that camera
+    both = predict(metric_model, upright, picture(tmp_path / "a.png"), "--out", tmp_path / "both", "--save", "npy")
+    assert "74 to 90 degrees wide and 74 to 90 high" in both.stderr
+
+
 def test_a_model_without_camera_says_nothing_of_it(tmp_path: Path, model: str) -> None:
     result = predict(model, picture(tmp_path / "a.png"), "--out", tmp_path / "out")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -225,7 +225,10 @@ class Contract(_Frozen):
         return math.sqrt(along_x * along_y)
 
     def assumed_camera(self, height: int, width: int) -> Intrinsics | None:
-        """The only camera for which the metres of a picture without one are right: that of training, centred.
+        """The camera with square pixels for which the metres of a picture without one are right, centred.
+
+        It is that of training for a picture of training's proportions, and that one turned for a turned picture; for
+        every other, the one whose `focal_ratio` is 1.
 
         Args:
             height: of the picture, pixels.
@@ -237,7 +240,8 @@ class Contract(_Frozen):
         camera = self.input.camera
         if camera is None or self.output.kind is not Kind.METRIC_DEPTH:
             return None
-        return Intrinsics(camera.fx_over_width * width, camera.fy_over_height * height, width / 2, height / 2)
+        focal = math.sqrt(camera.fx_over_width * width * camera.fy_over_height * height)
+        return Intrinsics(focal, focal, width / 2, height / 2)
 
     def save(self, path: Path) -> None:
         """Write the contract as JSON."""

@@ -20,7 +20,7 @@ from leadline.cli.options import DEFAULT_MODEL, Json, Model, Out, Size, parse_si
 from leadline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType
 
     from leadline.batch import GivenCamera, Outcome
@@ -228,11 +228,13 @@ def _cameras(predictor: Predictor, outcomes: Sequence[Outcome]) -> list[str]:
         lines.append(f"camera of {counts['exif']} of {len(done)} pictures from the focal length in their EXIF data")
     assumed = predictor.contract.input.camera
     if counts["assumed"] and assumed is not None:
-        fov_x = 2 * math.degrees(math.atan(0.5 / assumed.fx_over_width))
-        fov_y = 2 * math.degrees(math.atan(0.5 / assumed.fy_over_height))
+        cameras = [outcome.camera for outcome in done if outcome.camera is not None]
+        seen = [each.intrinsics for each in cameras if each.origin == "assumed" and each.intrinsics is not None]
+        wide = _span(2 * math.degrees(math.atan(camera.cx / camera.fx)) for camera in seen)
+        high = _span(2 * math.degrees(math.atan(camera.cy / camera.fy)) for camera in seen)
         lines.append(
-            f"camera of {counts['assumed']} of {len(done)} pictures not known; assumed that of "
-            f"{predictor.contract.name}'s training, {fov_x:.0f} degrees wide and {fov_y:.0f} high. The metres are "
+            f"camera of {counts['assumed']} of {len(done)} pictures not known; assumed one like that of "
+            f"{predictor.contract.name}'s training, {wide} degrees wide and {high} high. The metres are "
             "right only for it: give --fov DEG or --intrinsics FX,FY,CX,CY"
         )
     known = counts["given"] + counts["exif"]
@@ -242,6 +244,12 @@ def _cameras(predictor: Predictor, outcomes: Sequence[Outcome]) -> list[str]:
             f"{predictor.contract.name} names none of its training: they are right only for that unknown one"
         )
     return lines
+
+
+def _span(degrees: Iterable[float]) -> str:
+    """`63`, or `45 to 63`."""
+    whole = sorted({round(each) for each in degrees})
+    return f"{whole[0]}" if len(whole) == 1 else f"{whole[0]} to {whole[-1]}"
 
 
 def _entry(outcome: Outcome) -> dict[str, object]:
