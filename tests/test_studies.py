@@ -22,6 +22,7 @@ from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement,
 from leadline.studies.optimize import optimize
 from leadline.studies.pareto import pareto_front
 from leadline.studies.recommend import Limits, recommend
+from leadline.studies.running import _Candidate, run_study
 from leadline.studies.store import Store
 from leadline.studies.study import Cell, Outcome, Study, cells, default_sizes
 
@@ -271,6 +272,20 @@ def test_a_study_takes_the_test_pictures_and_says_so(tmp_path: Path, monkeypatch
     found = optimize("random:fastdepth", str(tiny.split_folder(tmp_path / "data")), out=tmp_path / "out")
     assert found.outcome.study.split == "test"
     assert [notice[:10] for notice in found.outcome.notices] == ["split test"]
+
+
+def test_a_rerun_tells_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [_Candidate(Cell(one.runtime, "fp32", (64, 96)), one, *([tmp_path] * 3)) for one in (REFERENCE, SAME)]
+    monkeypatch.setattr("leadline.studies.running._candidates", lambda *_: kept)
+    with Store(tmp_path / "study.sqlite") as store:
+        for one in (REFERENCE, SAME):
+            store.put(one)
+    told: list[tuple[int, int, str, str]] = []
+    run_study(Study("m"), tmp_path, lambda done, total, cell, what: told.append((done, total, cell.runtime, what)))
+    assert told == [
+        (1, 2, "torch", "measured in an earlier run"),
+        (2, 2, "onnxruntime", "measured in an earlier run"),
+    ]
 
 
 def test_an_open_input_is_tried_at_a_smaller_size_too() -> None:

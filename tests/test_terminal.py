@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 import test_studies as studies
-from leadline.cli.optimize import _tables
+from leadline.cli.optimize import _Display, _tables
 from leadline.cli.terminal import lettered, print_whole
 from leadline.studies.optimize import Optimized
 from leadline.studies.recommend import Recommendation
-from leadline.studies.study import Outcome, Study
+from leadline.studies.study import Cell, Outcome, Study
 
 
 def printed(width: int) -> str:
@@ -42,6 +42,18 @@ def test_eighty_columns_hold_every_line_of_a_study() -> None:
     lines = [line.rstrip() for line in printed(80).splitlines()]
     assert max(map(len, lines)) <= 80
     assert [bool(re.search(r"^ B ", line)) for line in lines].count(True) == 2  # accuracy, and cost
+
+
+def test_a_study_counts_nothing_before_it_knows_how_many() -> None:
+    display = _Display(quiet=False)
+    display.console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with display:
+        [task] = display.bar.tasks
+        assert (task.total, task.completed, task.fields["count"]) == (1, 0, "")
+        display.cell(1, 4, Cell("torch", "fp32", (64, 96)), "measured")
+        assert (task.total, task.completed, task.fields["count"]) == (4, 1, "1/4")
+    assert isinstance(display.console.file, io.StringIO)
+    assert "?" not in display.console.file.getvalue().replace("[?", "")  # [? begins a terminal's own codes
 
 
 def test_letters_never_end() -> None:

@@ -230,9 +230,9 @@ class _Display:
             from rich import progress
 
             columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn())
-            counters = (progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+            counters = (progress.TextColumn("{task.fields[count]}"), progress.TimeElapsedColumn())
             self.bar = progress.Progress(*columns, *counters, console=self.console)
-            self.task = self.bar.add_task("study", total=None)
+            self.task = self.bar.add_task("reading the model", total=1, count="")
             self.bar.start()
         return self
 
@@ -247,6 +247,6 @@ class _Display:
             return
         label = f"{cell.runtime} {cell.precision} {cell.size[0]}x{cell.size[1]}: {what}"
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, total=total, description=label)
+            self.bar.update(self.task, completed=done, total=total, description=label, count=f"{done}/{total}")
         else:
             self.console.print(f"[{done}/{total}] {label}", highlight=False, markup=False)

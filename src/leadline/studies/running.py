@@ -78,6 +78,12 @@ def run_study(study: Study, out: Path, on_cell: OnCell | None = None) -> Outcome
             rows[row.key] = row
             tell(one, row.status.value)
 
+        if on_cell is not None:  # so that the number of candidates is known from the start
+            kept = [one for one in plan if one.base.key in rows]
+            for number, one in enumerate(kept, start=1):
+                on_cell(number, len(plan), one.cell, f"{rows[one.base.key].status.value} in an earlier run")
+            if todo:
+                tell(todo[0], "exporting and scoring")
         answers = _exported_and_scored(study, todo, finish, tell)
         reference = plan[0]
         if reference.base.key in rows and rows[reference.base.key].status is not Status.MEASURED:
