@@ -220,6 +220,16 @@ def test_skip_bad_counts_unpaired_and_damaged_samples(tmp_path: Path) -> None:
     assert set(json.loads(both.stdout)["skipped"]) == {"002"}
 
 
+@pytest.mark.parametrize(("count", "why"), [(4, "none of 4 pictures"), (20, "none of 8 looked at of 20 pictures")])
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_pictures_alone_are_refused_as_a_whole(tmp_path: Path, count: int, why: str, skip_bad: bool) -> None:
+    for number in range(count):
+        tiny.picture(tmp_path / "pictures" / f"{number}.png", 12, 16)
+    config = small(sources=[{"data": str(tmp_path / "pictures")}], skip_bad=skip_bad)
+    with pytest.raises(DataError, match=f"no depth to learn from '.*pictures': {why} has any.*--teacher REF"):
+        run(config, tmp_path / "run")
+
+
 def test_every_sample_is_seen_once_per_epoch() -> None:
     config = small()
     mix = Mix(config, starting_point(config).contract, (32, 64))

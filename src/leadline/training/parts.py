@@ -14,7 +14,7 @@ import numpy as np
 
 from leadline.data.transforms import shrink
 from leadline.data.units import check_intrinsics
-from leadline.errors import ConfigError, DataError
+from leadline.errors import ConfigError, DataError, LeadlineError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from leadline.depth import Depth
     from leadline.training.config import Source
 
+LOOKED_AT = 8  # pictures without depth after which a source counts as having none
 ASPECT_SLACK = 1.5  # pixels by which a labelled picture's proportions may differ from the picture's
 
 
@@ -81,7 +82,7 @@ class Part:
 
     Raises:
         ConfigError: no sample is left, or frames that make no sense.
-        DataError: labels are missing.
+        DataError: labels are missing, or nothing has depth.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class Part:
         self._labels: LabelStore | None = None
         if source.labels is not None:
             indices = self._labelled(indices, source.labels, skip_bad)
+        elif not self.frames:
+            self._check_depth(indices, source.data)
         self.indices: NDArray[np.intp] = indices
         self._order: tuple[int, NDArray[np.intp]] | None = None
 
@@ -123,6 +126,20 @@ class Part:
             said = f"{left} of {len(indices)} samples left out: not all of the neighbours {wanted} exist"
             self.notices.append(f"{where}: {said}")
         return kept
+
+    def _check_depth(self, indices: NDArray[np.intp], where: str) -> None:
+        """Refuse pictures alone at once, instead of at the sample that happens to be drawn first."""
+        count = min(LOOKED_AT, len(indices))
+        for index in (int(indices[k * len(indices) // count]) for k in range(count)):
+            try:
+                if self.dataset[index].depth is not None:
+                    return
+            except LeadlineError:
+                return  # what cannot be read is named, or left out, when it is drawn
+        looked = "" if count == len(indices) else f"{count} looked at of "
+        why = f"none of {looked}{len(indices)} pictures has any"
+        mend = "let a model label them: `leadline train --teacher REF`; or give pictures with depth"
+        raise DataError("no depth to learn from", where=where, why=why, mend=mend)
 
     def _labelled(self, indices: NDArray[np.intp], folder: str, skip_bad: bool) -> NDArray[np.intp]:
         from leadline.data.label_store import LabelStore
