@@ -205,6 +205,9 @@ def test_the_list_names_every_format() -> None:
     assert {row["format"] for row in json.loads(leadline("list", "--json").stdout)} == set(FORMATS)
     table = leadline("list").stdout
     assert all(name in table for name in FORMATS)
+    narrow = CliRunner().invoke(app, ["data", "list"], env={"COLUMNS": "60"}).stdout
+    assert "SPEC" not in narrow  # nobody outside has it
+    assert "\u2026" not in narrow  # nothing is cut off
 
 
 def test_the_examples_of_the_help_run(tmp_path: Path) -> None:

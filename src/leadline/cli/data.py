@@ -269,9 +269,9 @@ def list_command(*, json: Json = False) -> None:
         typer.echo(json_module.dumps(rows, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("format", "what it reads", show_lines=True)
+    table = Table("format", Column("what it reads", overflow="fold"), show_lines=True)
     for row in rows:
         table.add_row(*row.values())
     Console().print(table)

@@ -81,7 +81,7 @@ class Format(Dataset):
     `camera` 2 (left) or 3; `rule` for points that share a pixel, `correct` or `bit-faithful` (the old Eigen export);
     `truth`, which depth a split file takes: `auto` (improved where any listed frame has it, else lidar), `improved`,
     `lidar` or `none`; `intrinsics`, `calibration` (the drive's own, which counts pixel centres at integers + 0.5, half
-    a pixel more than KITTI's files) or `monodepth2` (fx = 0.58 width, fy = 1.92 height, centred; SPEC 4.3).
+    a pixel more than KITTI's files) or `monodepth2` (fx = 0.58 width, fy = 1.92 height, centred, the published values).
     Neighbours are the pictures before and after in the drive and the other eye's, listed in the split or not.
     """
 
