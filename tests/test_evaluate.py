@@ -323,6 +323,19 @@ def test_a_model_that_ends_below_what_counts_is_noted(maximum, protocol, said):
     assert [note[:16] for note in notes if "ends at" in note] == (["answers ends at "] if said else [])
 
 
+def test_fidelity_with_exchanged_roles_is_noted():
+    from types import SimpleNamespace
+
+    whole, small = Answers(true_depth), Answers(true_depth)
+    whole.session, small.session = SimpleNamespace(precision_ran="fp32"), SimpleNamespace(precision_ran="int8-dynamic")
+    exchanged = evaluate(whole, Scenes(2), "fidelity", reference=small).notes
+    assert [note for note in exchanged if "exchanged" in note] == [
+        "the truth here is a model in int8-dynamic, the one measured runs in fp32: are --against and REF exchanged?"
+    ]
+    for model, truth in ((small, whole), (whole, whole)):
+        assert not any("exchanged" in note for note in evaluate(model, Scenes(2), "fidelity", reference=truth).notes)
+
+
 def test_without_a_split_training_pictures_are_left_out(tmp_path):
     assert choose_split(str(tiny.split_folder(tmp_path / "parts")), None)[0] == "test"
     assert choose_split(str(tmp_path / "parts"), "train") == ("train", "")

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate", "paired", "paired_differences"]
 
+_COARSER = ("fp32", "bf16", "fp16", "int8")  # how precisions that ran begin, ever coarser
 _NO_DEPTH = "the picture has no depth"
 
 
@@ -125,6 +126,7 @@ def evaluate(
         raise DataError("no ground truth in the data set", where=dataset.name, mend=mend)
     notes = notices + pinned.misfits(dataset.max_depth, sizes.most_common(1)[0][0] if sizes else None)
     notes += _notes(dataset, total, focal_correction)
+    notes += _exchanged(predictor, reference)
     notes += _short(name, predictor.contract, protocol, dataset)
     if unread:
         notes.append(f"{len(unread)} x damaged, left out; the first: {unread[0]}")
@@ -202,6 +204,18 @@ def _check(
         raise ConfigError("nothing to evaluate", where=f"limit {limit}", mend="use 1 or more")
     if len(dataset) == 0:
         raise DataError("the data set is empty", where=dataset.name)
+
+
+def _exchanged(predictor: Predicts, reference: Predicts | None) -> list[str]:
+    """A note where the model that counts as truth computes more coarsely than the one that is measured."""
+    if reference is None:
+        return []
+    ran = [getattr(getattr(one, "session", None), "precision_ran", "") for one in (predictor, reference)]
+    ours, truth = (next((rank for rank, name in enumerate(_COARSER) if said.startswith(name)), None) for said in ran)
+    if ours is None or truth is None or truth <= ours:
+        return []
+    what = f"the truth here is a model in {ran[1]}, the one measured runs in {ran[0]}"
+    return [f"{what}: are --against and REF exchanged?"]
 
 
 def _short(name: str, contract: Contract, protocol: Protocol, dataset: Dataset) -> list[str]:
