@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/leadline optimize leadline-s-indoor --data rendered:room --out runs/demo
+	$(BIN)/leadline optimize leadline-s-indoor --data rendered --out runs/demo
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile

@@ -16,7 +16,7 @@ import tiny_datasets as tiny
 from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
 from leadline.errors import ConfigError, DataError, KindError, OutputError
-from leadline.studies.ground_truth import choose_protocol
+from leadline.studies.ground_truth import choose_protocol, choose_scenes
 from leadline.studies.isolated import JobError, run_isolated
 from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
 from leadline.studies.optimize import optimize
@@ -322,3 +322,11 @@ def test_a_job_that_crashes_or_hangs_costs_only_its_row(monkeypatch: pytest.Monk
     fake.write_text("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(JobError, match=r"killed after 0\.5 s"):
         run_isolated("export", {}, timeout=0.5)
+
+
+def test_rooms_alone_are_drawn_for_a_model_whose_metres_end_before_a_street_does() -> None:
+    data, notice = choose_scenes("rendered", "leadline-s-indoor")
+    assert data == "rendered:room"
+    assert "end at 10 m" in notice
+    assert choose_scenes("rendered", "random:depth-anything-v2-mini") == ("rendered", "")  # no metres, no end
+    assert choose_scenes("rendered:street", "leadline-s-indoor") == ("rendered:street", "")

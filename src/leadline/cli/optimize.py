@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from leadline.studies.study import Cell
 
 EXAMPLES = (
-    "leadline optimize leadline-s-indoor --data rendered:room --out runs/demo",
+    "leadline optimize leadline-s-indoor --data rendered --out runs/demo",
     "leadline optimize leadline-s-indoor --data rendered:room --runtime onnxruntime --precision fp32 "
     "--precision int8-static --size 192,256 --size 224,288 --limit 16 --out runs/two-sizes",
     "leadline optimize random:fastdepth --data rendered:room --limit 8 --max-ms 20 --max-mb 5 --out runs/limits",

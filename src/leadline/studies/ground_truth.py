@@ -1,4 +1,4 @@
-"""Which protocol a data set allows: without depth to compare with, only the uncompressed model itself."""
+"""Which protocol a data set allows, and which rendered scenes suit a model: settled before anything is exported."""
 
 from __future__ import annotations
 
@@ -50,6 +50,30 @@ def choose_protocol(data: str, split: str | None, wanted: str | None) -> tuple[s
         raise DataError(f"protocol {protocol.label} cannot be used", where=data, why=missing, mend=mend)
     says = "protocol fidelity, agreement with the uncompressed model, and says nothing of whether that model is right"
     return WITHOUT_TRUTH, f"{missing[0].upper()}{missing[1:]}: accuracy here is {says}."
+
+
+def choose_scenes(data: str, model: str) -> tuple[str, str]:
+    """Rendered rooms alone for a model whose metres end before a street does; any other data set is left as it is.
+
+    Args:
+        data: data set reference; only a bare `rendered` leaves the choice open.
+        model: reference.
+
+    Returns:
+        The data set's reference, and a notice in words where it was changed.
+
+    Raises:
+        LeadlineError: the model cannot be opened.
+    """
+    if data != "rendered":
+        return data, ""
+    from leadline.data.rendered import MAX_DEPTH
+    from leadline.reference import load_model
+
+    limit = load_model(model).contract.output.maximum
+    if limit is None or limit >= MAX_DEPTH["street"]:
+        return data, ""
+    return "rendered:room", f"Rooms alone are drawn, no streets: this model's metres end at {limit:g} m."
 
 
 def _has_depth(dataset: Dataset) -> bool:

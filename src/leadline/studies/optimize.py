@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from leadline.errors import OutputError
 from leadline.evaluation.splits import choose_split
 from leadline.output import check_writable, output_lock
-from leadline.studies.ground_truth import choose_protocol
+from leadline.studies.ground_truth import choose_protocol, choose_scenes
 from leadline.studies.recommend import Limits, Recommendation, recommend
 from leadline.studies.running import run_study
 from leadline.studies.study import Outcome, Study
@@ -54,7 +54,7 @@ def optimize(
 
     Args:
         model: reference.
-        data: data set reference.
+        data: data set reference; of a bare `rendered`, the scenes that suit the model.
         protocol: by name, variants included; None takes `plain`, or `fidelity` where there is no ground truth.
         out: folder of the study; run again with the same, it continues there.
         limits: the user's; the default allows a loss of 0.01 of the primary metric.
@@ -71,12 +71,13 @@ def optimize(
     folder, bounds = Path(out), limits or Limits()
     for what, source in (("data", data), ("calibration", options.get("calibration")), ("model", model)):
         _refuse_inside(folder, what, source)
+    data, scenes = choose_scenes(data, model)
     options["split"], part = choose_split(data, options.get("split"))
     chosen, notice = choose_protocol(data, options["split"], protocol)
     check_writable(folder)
     with output_lock(folder):
         study = Study(model=model, data=data, protocol=chosen, **options)
-        outcome = replace(run_study(study, folder, on_cell), notices=tuple(filter(None, (part, notice))))
+        outcome = replace(run_study(study, folder, on_cell), notices=tuple(filter(None, (scenes, part, notice))))
         advice = recommend(outcome.rows, outcome.reference, bounds)
         return Optimized(outcome, advice, write_report(outcome, advice, bounds))
 
