@@ -257,8 +257,8 @@ def _taps(
     source: int, target: int, interpolation: str, align_corners: bool
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """For each output position the source indices (target x taps) and their weights, edges replicated."""
-    if align_corners and target > 1:  # a single pixel has no two corners to align: it is the middle
-        centre = np.arange(target) * ((source - 1) / (target - 1))
+    if align_corners:  # a single output pixel is the first one, as in torch
+        centre = np.arange(target) * ((source - 1) / max(target - 1, 1))
     else:
         centre = (np.arange(target) + 0.5) * (source / target) - 0.5
         if interpolation == "bilinear":
