@@ -82,6 +82,10 @@ class Step(_Options):
 
     trains: ClassVar[bool] = False  # needs `train` in the recipe
     judges: ClassVar[bool] = False  # needs `validation`
+    bundles: ClassVar[bool] = False  # gives a bundle, which no further step takes
+    # Parts of the recipe that the result may depend on: `place` holds these alone, and a change of them does the step
+    # again. All that a step does not read is better left out, or a new target repeats hours of training.
+    uses: ClassVar[frozenset[str]] = frozenset({"train", "validation", "calibration", "target"})
 
     step: str
 

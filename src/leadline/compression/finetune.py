@@ -17,6 +17,7 @@ class FineTune(Step):
     """Train further on the recipe's `train`."""
 
     trains: ClassVar[bool] = True
+    uses: ClassVar[frozenset[str]] = frozenset({"train"})
 
     step: Literal["finetune"] = "finetune"
     iterations: Annotated[int, Field(ge=1)] = 500
