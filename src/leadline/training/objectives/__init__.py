@@ -8,6 +8,7 @@ from pydantic import Field
 
 from leadline.training.objectives.base import Seen, Term
 from leadline.training.objectives.bins import Chamfer
+from leadline.training.objectives.cost import Cost
 from leadline.training.objectives.distillation import FeatureAlignment, MedianCentred, TrimmedScaleShiftInvariant
 from leadline.training.objectives.self_supervised import Photometric, Smoothness
 from leadline.training.objectives.supervised import L1, BerHu, GradientMatching, ScaleShiftInvariant, Silog
@@ -30,7 +31,8 @@ Objective = Annotated[
     | FeatureAlignment
     | Photometric
     | Smoothness
-    | Chamfer,
+    | Chamfer
+    | Cost,
     Field(discriminator="loss"),
 ]
 
