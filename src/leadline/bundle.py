@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline.contract import Contract
 from leadline.errors import BundleError
-from leadline.manifest import checked_name, read_manifest, refuse_links, unlisted, verify_files, write_manifest
-from leadline.output import LOCK_NAME, write_atomic
+from leadline.manifest import (
+    MEASUREMENTS,
+    checked_name,
+    read_manifest,
+    read_measurements,
+    refuse_links,
+    unlisted,
+    verify_files,
+    write_manifest,
+    write_measurements,
+)
+from leadline.output import LOCK_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-CONTRACT, MEASUREMENTS = "contract.json", "measurements.json"
+CONTRACT = "contract.json"
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,7 @@ class Bundle:
 
     def write_measurements(self, values: Mapping[str, Any]) -> None:
         """Write (or replace) `measurements.json`; plain JSON values, no NaN."""
-        text = json.dumps(dict(values), indent=2, allow_nan=False) + "\n"
-        write_atomic(self.folder / MEASUREMENTS, text.encode())
+        write_measurements(self.folder, values)
 
     def measurements(self) -> dict[str, Any]:
         """What `write_measurements` wrote last; empty if nothing.
@@ -70,14 +78,7 @@ class Bundle:
         Raises:
             BundleError: the file is not valid JSON.
         """
-        path = self.folder / MEASUREMENTS
-        if not path.exists():
-            return {}
-        try:
-            values = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise BundleError("unreadable measurements", where=path, why=str(error), mend="measure it again") from error
-        return values if isinstance(values, dict) else {}
+        return read_measurements(self.folder, BundleError)
 
 
 def write_bundle(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadline.contract import Contract
 from leadline.errors import CheckpointError, ConfigError, closest
-from leadline.manifest import read_manifest, verify_files, write_manifest
+from leadline.manifest import read_manifest, read_measurements, verify_files, write_manifest, write_measurements
 from leadline.models.registry import ARCHITECTURES, architecture, parse_config
 from leadline.output import atomic_folder, write_atomic
 
@@ -57,6 +57,18 @@ class Checkpoint:
         """The model card (Markdown), empty if there is none."""
         path = self.folder / CARD
         return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def write_measurements(self, values: Mapping[str, Any]) -> None:
+        """Write (or replace) `measurements.json`, which the manifest does not list; plain JSON values, no NaN."""
+        write_measurements(self.folder, values)
+
+    def measurements(self) -> dict[str, Any]:
+        """What `write_measurements` wrote last; empty if nothing.
+
+        Raises:
+            CheckpointError: the file is not valid JSON.
+        """
+        return read_measurements(self.folder, CheckpointError)
 
     @property
     def parameters(self) -> int:

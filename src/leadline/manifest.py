@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from leadline.errors import LeadlineError
 
-MANIFEST = "manifest.json"
+MANIFEST, MEASUREMENTS = "manifest.json", "measurements.json"
 SCHEMA_VERSION = 1
 
 
@@ -112,6 +112,29 @@ def checked_name(name: str, folder: Path, fault: type[LeadlineError]) -> str:
     if unsafe or str(path) != name:
         raise fault("unsafe file name", where=name, why=f"the manifest of {str(folder)!r} points outside the folder")
     return name
+
+
+def write_measurements(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write (or replace) `measurements.json`, which no manifest lists; plain JSON values, no NaN."""
+    text = json.dumps(dict(values), indent=2, allow_nan=False) + "\n"
+    write_atomic(folder / MEASUREMENTS, text.encode())
+
+
+def read_measurements(folder: Path, fault: type[LeadlineError]) -> dict[str, Any]:
+    """What `write_measurements` wrote last; empty if nothing.
+
+    Args:
+        folder: a checkpoint or bundle.
+        fault: the error to raise where the file is not valid JSON.
+    """
+    path = folder / MEASUREMENTS
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise fault("unreadable measurements", where=path, why=str(error), mend="measure it again") from error
+    return values if isinstance(values, dict) else {}
 
 
 def refuse_links(folder: Path, fault: type[LeadlineError]) -> None:

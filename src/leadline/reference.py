@@ -88,6 +88,22 @@ def load_model(ref: str) -> LoadedModel:
     raise _names_nothing(ref, path, packaged)
 
 
+def load_exportable(ref: str) -> LoadedModel:
+    """What `load_model` takes, and an ONNX file with a contract beside it: a network to export, not to train.
+
+    Raises:
+        BundleError: the ONNX file is damaged or unsafe, or is quantised already.
+        See `load_model` for the rest.
+    """
+    path = Path(ref)
+    if ref in zoo() or path.suffix != ".onnx" or not path.is_file():
+        return load_model(ref)
+    from leadline.runtimes.onnx_source import OnnxNetwork
+
+    contract = onnx_contract(path)
+    return LoadedModel(OnnxNetwork(path, contract), contract, path.stem, ({"step": "onnx", "source": path.name},))
+
+
 def check_reference(ref: str) -> None:
     """Pass where a reference names something, without opening it: before a long run, for each of its models.
 

@@ -85,13 +85,14 @@ def command(
     check_writable(folder.parent)
     replaced = manifest_kind(folder) == "bundle"
 
+    from leadline.reference import load_exportable
     from leadline.runtimes.base import ExportOptions
     from leadline.runtimes.calibration import calibration_inputs
     from leadline.runtimes.export import export_bundle
 
     with _status(json) as tell:
         tell("loading")
-        loaded, wanted = _loaded(reference), parse_size(size)
+        loaded, wanted = load_exportable(reference), parse_size(size)
         inputs = []
         if precision == Precision.INT8_STATIC:
             tell("preparing calibration pictures")
@@ -114,19 +115,6 @@ def command(
         bundle.write_measurements(counts)
     facts = _facts(bundle) | counts | {"replaced": replaced}
     typer.echo(json_module.dumps(facts, indent=2, allow_nan=False) if json else _text(facts))
-
-
-def _loaded(reference: str) -> LoadedModel:
-    """A network of any reference, an ONNX file with a contract included."""
-    from leadline.reference import LoadedModel, load_model, onnx_contract
-
-    path = Path(reference)
-    if path.suffix != ".onnx" or not path.is_file():
-        return load_model(reference)
-    from leadline.runtimes.onnx_source import OnnxNetwork
-
-    contract = onnx_contract(path)
-    return LoadedModel(OnnxNetwork(path, contract), contract, path.stem, ({"step": "onnx", "source": path.name},))
 
 
 def _counts(loaded: LoadedModel, bundle: Bundle) -> dict[str, int]:

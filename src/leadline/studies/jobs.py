@@ -17,6 +17,9 @@ from leadline.output import write_atomic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from leadline.data.dataset import Dataset
+    from leadline.predictor import Predictor
+
 PANEL_PICTURES = 3
 
 
@@ -37,14 +40,14 @@ def export(
     Returns:
         `parity`, the figures of the check.
     """
-    from leadline.reference import load_model
+    from leadline.reference import load_exportable
     from leadline.runtimes.base import ExportOptions, Precision
     from leadline.runtimes.calibration import calibration_inputs
     from leadline.runtimes.export import export_bundle
 
     wanted = Precision(precision)
     shape = (size[0], size[1]) if size else None
-    loaded = load_model(model)
+    loaded = load_exportable(model)
     inputs = (
         calibration_inputs(calibration, loaded.contract, shape, count=count) if wanted is Precision.INT8_STATIC else ()
     )
@@ -63,7 +66,9 @@ def evaluate(
     limit: int | None,
     threads: int,
     reference: str | None,
-    panel: str,
+    panel: str | None = None,
+    first: int = 0,
+    last: int | None = None,
 ) -> dict[str, Any]:
     """Score a bundle or model, and keep its depth of the first pictures for the report.
 
@@ -75,12 +80,14 @@ def evaluate(
         limit: at most so many pictures.
         threads: of the engine.
         reference: under `fidelity` the model that counts as truth.
-        panel: .npz file for the depth maps of the first pictures.
+        panel: .npz file for the depth maps of the first pictures; None keeps none.
+        first: index of the first sample used.
+        last: index after the last one; negative counts from the end.
 
     Returns:
         `rows` per picture, `precision_ran`, `label`, `kind` and `notes`.
     """
-    from leadline.data.dataset import open_dataset
+    from leadline.data.dataset import Subset, open_dataset
     from leadline.evaluation.evaluate import evaluate as score
     from leadline.predictor import Predictor
     from leadline.reference import open_session
@@ -88,16 +95,11 @@ def evaluate(
 
     session = open_session(ref, SessionOptions(threads=threads))
     predictor = Predictor(session)
-    dataset = open_dataset(data, split)
+    whole = open_dataset(data, split)
+    dataset = Subset(whole, first, last) if first or last is not None else whole
     result = score(predictor, dataset, protocol, limit=limit, reference=reference, threads=threads)
-    maps = {}
-    for index in range(min(PANEL_PICTURES, len(dataset))):
-        sample = dataset[index]
-        maps[sample.name] = predictor.predict(sample.image, sample.intrinsics).values.astype(np.float16)
-    with zipfile.ZipFile(panel, "w", zipfile.ZIP_DEFLATED) as archive:  # an .npz, whatever the pictures are called
-        for name, values in maps.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, values, allow_pickle=False)
+    if panel is not None:
+        _keep_maps(Path(panel), predictor, dataset)
     return {
         "rows": result.rows,
         "precision_ran": session.precision_ran,
@@ -108,10 +110,30 @@ def evaluate(
     }
 
 
+def export_and_evaluate(*, export_order: dict[str, Any], evaluate_order: dict[str, Any]) -> dict[str, Any]:
+    """Both jobs one after the other, in one process."""
+    return export(**export_order) | evaluate(**evaluate_order)
+
+
+def _keep_maps(panel: Path, predictor: Predictor, dataset: Dataset) -> None:
+    maps = {}
+    for index in range(min(PANEL_PICTURES, len(dataset))):
+        sample = dataset[index]
+        maps[sample.name] = predictor.predict(sample.image, sample.intrinsics).values.astype(np.float16)
+    with zipfile.ZipFile(panel, "w", zipfile.ZIP_DEFLATED) as archive:  # an .npz, whatever the pictures are called
+        for name, values in maps.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
+
+
 def main() -> None:
     """Read one order from stdin and write its answer."""
     order = json.load(sys.stdin)
-    jobs: dict[str, Callable[..., dict[str, Any]]] = {"export": export, "evaluate": evaluate}
+    jobs: dict[str, Callable[..., dict[str, Any]]] = {
+        "export": export,
+        "evaluate": evaluate,
+        "export_and_evaluate": export_and_evaluate,
+    }
     try:
         answer = jobs[order["job"]](**order["arguments"])
     except LeadlineError as error:

@@ -6,18 +6,18 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadline.bundle import load_bundle
-from leadline.depth import Kind
 from leadline.errors import ConfigError, LeadlineError
 from leadline.evaluation.isolation import Job
 from leadline.evaluation.latency import compare
 from leadline.output import write_atomic
 from leadline.runtimes.base import ExportOptions, Precision, refuse_precision, runtime
+from leadline.studies.figures import accuracy_of, engine_mb, latency_of
 from leadline.studies.isolated import JobError, run_isolated, stop_jobs
-from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
+from leadline.studies.measurement import Measurement, Status
 from leadline.studies.store import Store
 from leadline.studies.study import Cell, Outcome, Study, cell_key, cells
 
@@ -228,64 +228,19 @@ def _row(
     """The finished row of a cell; `reference` holds the reference's figures per picture, None for itself."""
     if timing.latency is None or timing.peak_mib is None:
         return _ended(one.base, Status.FAILED, timing.failure)
-    found = timing.latency
-    latency = Latency(
-        p50=found.p50,
-        p95=found.p95,
-        p99=found.p99,
-        iqr=found.iqr,
-        runs=found.runs,
-        warmup=found.warmup,
-        threads=found.threads,
-        pre=found.pre,
-        post=found.post,
-        reference_p50=timing.ratio.reference_p50 if timing.ratio else found.p50,
-    )
+    data = study.data + (f"#{study.split}" if study.split else "")
     figures = {
         "status": Status.MEASURED,
         "precision_ran": answer["precision_ran"],
         "bundle": str(one.bundle.relative_to(out)),
-        "accuracy": _accuracy(study, answer, reference),
-        "latency": latency,
+        "accuracy": accuracy_of(answer, study.protocol, data, reference),
+        "latency": latency_of(timing),
         "memory_mb": timing.peak_mib,
-        "size_mb": _size_mb(one.bundle),
+        "size_mb": engine_mb(one.bundle),
         "parity": answer["parity"],
         "notes": tuple(dict.fromkeys(answer["notes"])),
     }
     return one.base.model_copy(update=figures)
-
-
-def _accuracy(study: Study, found: dict[str, Any], reference: dict[str, str] | None) -> Accuracy:
-    """The figures of an evaluation job, and their paired change against the reference's pictures."""
-    from leadline.evaluation.protocols import get_protocol
-    from leadline.evaluation.results import Evaluation, paired_differences
-
-    rows, protocol, kind = found["rows"], get_protocol(study.protocol), Kind(found["kind"])
-    metrics = {name: Figure(**values) for name, values in found["metrics"].items()}
-    change: dict[str, Figure] = {}
-    if reference is not None:
-        ours = Evaluation("candidate", kind, study.data, protocol, rows)
-        theirs = Evaluation("reference", kind, study.data, protocol, [json.loads(text) for text in reference.values()])
-        change = {name: Figure(**asdict(value)) for name, value in paired_differences(ours, theirs).items()}
-    states = [row["status"] for row in rows]
-    return Accuracy(
-        protocol=found["label"],
-        data=study.data + (f"#{study.split}" if study.split else ""),
-        primary=protocol.primary,
-        metrics=metrics,
-        change=change,
-        scored=states.count("scored"),
-        unmeasured=states.count("n/a"),
-        failed=states.count("failed"),
-        degenerate=sum(bool(row.get("degenerate")) for row in rows),
-    )
-
-
-def _size_mb(bundle: Path) -> float:
-    """MB of the files that the engine reads (weights and graph, not contract, manifest or figures)."""
-    paperwork = {"contract.json", "manifest.json", "measurements.json", "config.json"}
-    files = [path for path in bundle.rglob("*") if path.is_file() and path.name not in paperwork]
-    return sum(path.stat().st_size for path in files) / 1e6
 
 
 def _ended(base: Measurement, status: Status, reason: str) -> Measurement:

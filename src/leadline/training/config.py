@@ -164,23 +164,30 @@ def load_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: the file is missing, is no mapping, has an unknown key or a wrong value, or a path leads nowhere.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError("cannot read the configuration", where=path, why=error.strerror or str(error)) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError("not valid YAML", where=path, why=str(error)) from error
-        if not isinstance(loaded, dict):
-            raise ConfigError("a configuration must be a mapping", where=path, mend="start with `model: leadline-s`")
-        values = loaded
+    values = {} if path is None else read_yaml(path)
     values |= changes
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("bad training configuration", where=path, **explain(error, TrainConfig)) from error
     return config if path is None else located(config, path, changes.keys())
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: the file is missing, is not valid YAML, or holds no mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("cannot read the configuration", where=path, why=error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError("not valid YAML", where=path, why=str(error)) from error
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise ConfigError("a configuration must be a mapping", where=path, mend="start with `model: leadline-s`")
+    return loaded
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:

@@ -30,8 +30,7 @@ def located(config: TrainConfig, file: Path, given: Collection[str]) -> TrainCon
     Raises:
         ConfigError: a path leads nowhere; the message names all places that were tried.
     """
-    above = file.absolute().parent
-    bases = (Path(), above, above.parent)
+    bases = _bases(file)
     changes: dict[str, Any] = {}
     if "sources" not in given:
         changes["sources"] = [
@@ -51,6 +50,24 @@ def located(config: TrainConfig, file: Path, given: Collection[str]) -> TrainCon
     return config.model_copy(update=changes)
 
 
+def located_data(reference: str, file: Path) -> str:
+    """A data set reference that stands in a file, its path looked for as `located` does.
+
+    Raises:
+        ConfigError: the path leads nowhere.
+    """
+    return _reference(reference, _bases(file))
+
+
+def located_path(path: str, file: Path) -> str:
+    """A path that stands in a file, looked for as `located` does.
+
+    Raises:
+        ConfigError: it leads nowhere.
+    """
+    return _path(path, _bases(file))
+
+
 def refuse_data_folder(config: TrainConfig, out: Path) -> None:
     """Refuse to write a run into the data that it reads.
 
@@ -67,6 +84,11 @@ def refuse_data_folder(config: TrainConfig, out: Path) -> None:
             if folder.exists() and place.is_relative_to(folder):
                 why = f"it {'is' if place == folder else 'lies inside'} the data {reference}"
                 raise OutputError("will not write a run into", where=out, why=why, mend="choose another --out")
+
+
+def _bases(file: Path) -> tuple[Path, ...]:
+    above = file.absolute().parent
+    return Path(), above, above.parent
 
 
 def _parts(reference: str) -> tuple[str, str, str]:
