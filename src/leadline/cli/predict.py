@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from leadline.cli.options import DEFAULT_MODEL, Json, Model, Out, Size, parse_size
+from leadline.cli.terminal import counted
 from leadline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -165,22 +166,15 @@ def _run(
     interrupted: Callable[[], bool],
 ) -> list[Outcome]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
     from leadline.batch import predict_batch
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
     outcomes: list[Outcome] = []
     started = time.perf_counter()
     show = console.is_terminal and len(items) > 1
-    with Progress(*columns, console=console, transient=True, disable=not show, refresh_per_second=4) as progress:
+    with Progress(*counted(), console=console, transient=True, disable=not show, refresh_per_second=4) as progress:
         task = progress.add_task("predict", total=len(items), rate="")
         for outcome in predict_batch(predictor, items, formats, camera=camera, stopped=interrupted):
             outcomes.append(outcome)

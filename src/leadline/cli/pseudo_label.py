@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from leadline.cli.options import Json, Reference, Size, SkipBad, parse_size
+from leadline.cli.terminal import counted
 from leadline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,20 +89,13 @@ def _reference(data: str) -> str:
 def run(job: Job, out: Path, processes: int, ray: bool) -> Summary:
     """Label, with a bar on stderr where that is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
     from leadline.labelling import label
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
     count, started = 0, time.perf_counter()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*counted(), console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("label", total=None, rate="")
 
         def start(pending: int, done: int) -> None:

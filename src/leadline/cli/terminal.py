@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console
+    from rich.progress import ProgressColumn
     from rich.table import Table
 
 
@@ -41,6 +42,14 @@ def print_whole(table: Table, console: Console) -> None:
     """Print a table at the width that it needs: where the terminal is narrower its lines wrap, no figure is cut off."""
     table.width = width_of(table, console)
     console.print(table, crop=False)
+
+
+def counted() -> tuple[ProgressColumn, ...]:
+    """Columns of a progress bar over items: what, bar, done of all, the task's field `rate`, time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    what, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    return what, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
 
 
 def lettered() -> Iterator[str]:
