@@ -58,15 +58,16 @@ def upconv_stage(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UpProj(nn.Module):
-    """UpProj: zero insertion, then ReLU of the sum of a two-convolution and a one-convolution branch."""
+    """UpProj: zero insertion, then ReLU of the sum of two branches: two convolutions, `hidden` in between, and one."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, hidden: int | None = None) -> None:
         super().__init__()
+        hidden = hidden or outputs
         self.unpool = Unpool()
         self.branch1 = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 5, padding=2, bias=False),
-            *_norm_relu(outputs),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.Conv2d(inputs, hidden, 5, padding=2, bias=False),
+            *_norm_relu(hidden),
+            nn.Conv2d(hidden, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
         self.branch2 = nn.Sequential(nn.Conv2d(inputs, outputs, 5, padding=2, bias=False), nn.BatchNorm2d(outputs))

@@ -60,12 +60,14 @@ class Block(nn.Module):
     """Inverted residual: 1x1 expansion, depthwise k x k, linear 1x1 projection; ReLU6 in between.
 
     Shapes: N x inputs x H x W to N x outputs x H/stride x W/stride. `hidden=None` leaves the expansion out.
+    All blocks of a stage but the first are `residual`, as where the published widths of input and output are equal;
+    equal widths alone, as pruning may leave them, do not join two stages.
     """
 
-    def __init__(self, inputs: int, hidden: int | None, outputs: int, kernel: int, stride: int) -> None:
+    def __init__(self, inputs: int, hidden: int | None, outputs: int, kernel: int, stride: int, residual: bool) -> None:
         super().__init__()
         width = inputs if hidden is None else hidden
-        self.residual = stride == 1 and inputs == outputs
+        self.residual = residual
         if hidden is not None:
             self.expand_conv = nn.Conv2d(inputs, width, 1, bias=False)
             self.bn0 = _norm(width)
@@ -113,7 +115,7 @@ class EfficientNetLite(nn.Module):
             for repeat in range(repeats):
                 stride = STRIDES[stage] if repeat == 0 else 1
                 expanded = None if stage == 0 else next(inner)
-                blocks.append(Block(inputs, expanded, widths[stage + 1], KERNELS[stage], stride))
+                blocks.append(Block(inputs, expanded, widths[stage + 1], KERNELS[stage], stride, residual=repeat > 0))
                 inputs = widths[stage + 1]
             if stage in feature_stages(name):
                 self.feature_blocks.append(len(blocks) - 1)

@@ -14,16 +14,21 @@ from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
 from leadline.errors import CheckpointError
 from leadline.models import decoders, efficientnet_lite, mobilenet, mobilenet_v2, resnet
-from leadline.models.fastdepth_config import Config
+from leadline.models.fastdepth_channels import wiring
+from leadline.models.fastdepth_config import STAGE_NAMES, Config
 from leadline.models.outputs import Outputs
+
+__all__ = ["BRIDGE", "VARIANTS", "Config", "build", "contract", "load_imagenet", "wiring"]
 
 BRIDGE = 1024  # what the published networks reduce a ResNet's last feature to
 
 
 def _stages(config: Config) -> list[nn.Module]:
     if config.upsampler == "shuffle":
-        widths = [config.decoder_input // 4**k for k in range(1, 5)]
-        shuffles = [decoders.conv_stage(w, w, config.kernel, False, nn.PixelShuffle(2)) for w in widths]
+        outputs = (*config.shuffle_widths, 4)
+        inputs = (config.decoder_input // 4, *(width // 4 for width in outputs))
+        pairs = zip(inputs, outputs, strict=False)
+        shuffles = [decoders.conv_stage(i, o, config.kernel, False, nn.PixelShuffle(2)) for i, o in pairs]
         return [nn.PixelShuffle(2), *shuffles]
     stages: list[nn.Module] = []
     for k, (inputs, outputs) in enumerate(zip(config.stage_inputs, config.decoder_widths, strict=True)):
@@ -32,7 +37,8 @@ def _stages(config: Config) -> list[nn.Module]:
         elif config.upsampler == "upconv":
             stages.append(decoders.upconv_stage(inputs, outputs))
         elif config.upsampler == "upproj":
-            stages.append(decoders.UpProj(inputs, outputs))
+            branch = config.branch_widths[k] if config.branch_widths else outputs
+            stages.append(decoders.UpProj(inputs, outputs, branch))
         else:
             doubling = decoders.upsampling(config.upsampler) if k < 4 or config.head_stride == 1 else None
             stages.append(decoders.conv_stage(inputs, outputs, config.kernel, config.depthwise, doubling))
@@ -48,23 +54,12 @@ def _head(config: Config) -> nn.Sequential:
     return head
 
 
-# names of the stages and of the head in the published state dicts
-_NAMES = {
-    "nnconv": ("conv{}", "conv6"),
-    "blconv": ("conv{}", "conv6"),
-    "deconv": ("convt{}", "convf"),
-    "upconv": ("upconv{}", "convf"),
-    "upproj": ("upproj{}", "convf"),
-    "shuffle": ("conv{}", ""),
-}
-
-
 class Decoder(nn.Module):
     """Five stages with skips and the head: features at strides 2 .. 32 to N x 1 x H x W depth, metres."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        stage_name, self._head_name = _NAMES[config.upsampler]
+        stage_name, self._head_name = STAGE_NAMES[config.upsampler]
         first = 0 if config.upsampler == "shuffle" else 1  # the first shuffle has no parameters and no number
         self._stage_names = [stage_name.format(k + first) for k in range(5)]
         for name, stage in zip(self._stage_names, _stages(config), strict=True):
@@ -119,7 +114,8 @@ class ResNetDepth(resnet.ResNet):
     """A ResNet, the 1x1 bridge and the decoder, named as published (the encoder stands at the top level)."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.encoder, config.encoder_widths, config.hidden_widths)
+        widths = config.encoder_widths, config.hidden_widths
+        super().__init__(config.encoder, *widths, projected=config.stem_projection)
         self.conv2 = nn.Conv2d(config.features[-1], config.bridge, 1) if config.bridge else nn.Identity()
         self.decoder = Decoder(config)
 
@@ -166,13 +162,7 @@ def build(config: Config) -> nn.Module:
     """The network with random weights: N x 3 x H x W float32, sides multiples of 32, to N x 1 x H x W metres."""
     if config.encoder.startswith("resnet"):
         model: nn.Module = ResNetDepth(config)
-    elif (
-        config.encoder == "mobilenet-v1"
-        and config.skip != "none"
-        and not config.lateral
-        and not config.bridge
-        and (config.upsampler in ("nnconv", "blconv"))
-    ):
+    elif config.flat:
         model = MobileNetSkip(config)
     else:
         model = EncoderDecoder(config)

@@ -25,6 +25,15 @@ Encoder = Literal[
 ]
 Upsampler = Literal["nnconv", "blconv", "deconv", "upconv", "upproj", "shuffle"]
 DECODER_WIDTHS = (512, 256, 128, 64, 32)
+# names of the stages and of the head in the published state dicts
+STAGE_NAMES = {
+    "nnconv": ("conv{}", "conv6"),
+    "blconv": ("conv{}", "conv6"),
+    "deconv": ("convt{}", "convf"),
+    "upconv": ("upconv{}", "convf"),
+    "upproj": ("upproj{}", "convf"),
+    "shuffle": ("conv{}", ""),
+}
 
 
 PUBLISHED = ("mobilenet-v1", "mobilenet-v2", *resnet.WIDTHS, *efficientnet_lite.WIDTHS)
@@ -50,11 +59,15 @@ class Config(BaseModel):
             efficientnet-lite: stem and the stages. Empty: the published widths.
         hidden_widths: inside the blocks of all encoders but mobilenet-v1, in order. Empty: the published widths.
         activation: of mobilenet-v1.
+        stem_projection: resnet18: a 1x1 projection past the first block even where its input has the output's width, as
+            pruning leaves it of a network where the widths differed.
         bridge: width of a 1x1 convolution between encoder and decoder (the published ResNets have one), 0 for none.
         upsampler: how a stage doubles the size (SPEC.md 1.3).
         kernel: of nnconv, blconv, deconv and shuffle, pixels; upconv and upproj have 5.
         depthwise: depthwise and pointwise instead of full convolutions (nnconv, blconv, deconv).
-        decoder_widths: outputs of the five stages; `shuffle` has none, it quarters the channels.
+        decoder_widths: outputs of the five stages; `shuffle` quarters the channels, or has the outputs of its first
+            three convolutions here.
+        branch_widths: upproj: between the two convolutions of the first branch of each stage. Empty: `decoder_widths`.
         skip: how features of the encoder join the decoder, after the upsampling.
         skip_strides: where.
         lateral: bring a feature to the decoder's width by a 1x1 convolution and BN before it is added.
@@ -76,11 +89,13 @@ class Config(BaseModel):
     encoder_widths: tuple[Width, ...] = ()
     hidden_widths: tuple[Width, ...] = ()
     activation: Literal["relu6", "relu"] = "relu6"
+    stem_projection: bool = False
     bridge: Annotated[int, Field(ge=0, le=8192)] = 0
     upsampler: Upsampler = "nnconv"
     kernel: Literal[3, 5, 7, 9] = 5
     depthwise: bool = False
     decoder_widths: tuple[Width, ...] = ()
+    branch_widths: tuple[Width, ...] = ()
     skip: Literal["none", "add", "concat"] = "none"
     skip_strides: tuple[Literal[2, 4, 8, 16], ...] = (8, 4, 2)
     lateral: bool = False
@@ -113,7 +128,8 @@ class Config(BaseModel):
         for name, given, known in (
             ("encoder_widths", self.encoder_widths, widths),
             ("hidden_widths", self.hidden_widths, hidden),
-            ("decoder_widths", self.decoder_widths, () if self.upsampler == "shuffle" else DECODER_WIDTHS),
+            ("decoder_widths", self.decoder_widths, self._default_decoder_widths()),
+            ("branch_widths", self.branch_widths, DECODER_WIDTHS if self.branch_widths else ()),
         ):
             if len(given) != len(known):
                 raise ValueError(f"{self.encoder} with {self.upsampler} needs {len(known)} {name}, got {len(given)}")
@@ -121,6 +137,10 @@ class Config(BaseModel):
             raise ValueError(f"{self.upsampler} has no depthwise form: use nnconv, blconv or deconv")
         if self.upsampler in ("upconv", "upproj") and self.kernel != 5:
             raise ValueError(f"{self.upsampler} has kernel 5 only, got {self.kernel}")
+        if self.stem_projection and self.encoder != "resnet18":
+            raise ValueError(f"stem_projection belongs to resnet18, not {self.encoder}")
+        if self.branch_widths and self.upsampler != "upproj":
+            raise ValueError(f"branch_widths belong to upproj, not {self.upsampler}")
         if self.head_stride == 2 and self.upsampler not in ("nnconv", "blconv"):
             raise ValueError(f"head_stride 2 needs nnconv or blconv, not {self.upsampler}")
         if self.kind is Kind.RELATIVE_DISPARITY and self.head == "sigmoid":
@@ -149,8 +169,16 @@ class Config(BaseModel):
     def _check_shuffle(self) -> None:
         if self.skip != "none" or self.head != "relu":
             raise ValueError("shuffle is defined without skips and with a relu head only")
-        if self.decoder_input % 1024:
+        if not self.decoder_widths and self.decoder_input % 1024:
             raise ValueError(f"shuffle quarters the channels five times: {self.decoder_input} is no multiple of 1024")
+        for width in (self.decoder_input, *self.decoder_widths):
+            if width % 4:
+                raise ValueError(f"shuffle quarters the channels: {width} is no multiple of 4")
+
+    def _default_decoder_widths(self) -> tuple[int, ...]:
+        if self.upsampler == "shuffle":
+            return DECODER_WIDTHS[:3] if self.decoder_widths else ()
+        return DECODER_WIDTHS
 
     def _check_equal_widths(self) -> None:
         for stride in self.skip_strides:
@@ -182,6 +210,17 @@ class Config(BaseModel):
     def decoder_input(self) -> int:
         """Channels that enter the first stage."""
         return self.bridge or self.features[-1]
+
+    @property
+    def flat(self) -> bool:
+        """Whether the layers of encoder and decoder all stand at the top level, as in the published skip networks."""
+        plain = not self.lateral and not self.bridge and self.upsampler in ("nnconv", "blconv")
+        return self.encoder == "mobilenet-v1" and self.skip != "none" and plain
+
+    @property
+    def shuffle_widths(self) -> tuple[int, ...]:
+        """Outputs of the first three convolutions of `shuffle`."""
+        return self.decoder_widths or tuple(self.decoder_input // 4**k for k in range(1, 4))
 
     @property
     def stage_inputs(self) -> tuple[int, ...]:

@@ -45,12 +45,14 @@ class Block(nn.Module):
     """Inverted residual: 1x1 expansion, depthwise 3x3, linear 1x1 projection; ReLU6 in between.
 
     Shapes: N x inputs x H x W to N x outputs x H/stride x W/stride. `hidden=None` leaves the expansion out.
+    All blocks of a stage but the first are `residual`, as where the published widths of input and output are equal;
+    equal widths alone, as pruning may leave them, do not join two stages.
     """
 
-    def __init__(self, inputs: int, hidden: int | None, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, hidden: int | None, outputs: int, stride: int, residual: bool) -> None:
         super().__init__()
         width = inputs if hidden is None else hidden
-        self.residual = stride == 1 and inputs == outputs
+        self.residual = residual
         expansion = [] if hidden is None else [_layer(inputs, width, 1)]
         projection = [nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
         self.conv = nn.Sequential(*expansion, _layer(width, width, 3, stride, groups=width), *projection)
@@ -78,7 +80,8 @@ class MobileNetV2(nn.Module):
         for stage, repeats in enumerate(REPEATS):
             for repeat in range(repeats):
                 stride = STRIDES[stage] if repeat == 0 else 1
-                layers.append(Block(inputs, None if stage == 0 else next(inner), widths[stage + 1], stride))
+                expanded = None if stage == 0 else next(inner)
+                layers.append(Block(inputs, expanded, widths[stage + 1], stride, residual=repeat > 0))
                 inputs = widths[stage + 1]
             if stage in FEATURE_STAGES:
                 self.feature_layers.append(len(layers) - 1)

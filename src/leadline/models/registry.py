@@ -1,8 +1,9 @@
 """The architectures that Leadline owns, and how one is built from plain configuration.
 
-An architecture is one module of this package with four names:
+An architecture is one module of this package with five names:
 `Config` (a frozen pydantic model, everything that decides the graph, channel counts included),
-`build(config) -> nn.Module`, `contract(config) -> Contract`, and `VARIANTS: dict[str, Config]`, its named sizes.
+`build(config) -> nn.Module`, `contract(config) -> Contract`, `wiring(config) -> Wiring` (which channels belong
+together), and `VARIANTS: dict[str, Config]`, its named sizes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from leadline.errors import ConfigError, closest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pydantic import BaseModel
     from torch import nn
 
     from leadline.contract import Contract
+    from leadline.models.wiring import Wiring
 
 ARCHITECTURES = {
     "fastdepth": "leadline.models.fastdepth",
@@ -36,6 +40,9 @@ class Architecture(Protocol):
 
     def contract(self, config: Any) -> Contract:
         """What this network expects and returns."""
+
+    def wiring(self, config: Any) -> Wiring:
+        """Which of this network's channels belong together."""
 
 
 def architecture(name: str) -> Architecture:
@@ -67,6 +74,23 @@ def parse_config(name: str, values: dict[str, Any]) -> BaseModel:
         why = "unknown key" if unknown else first["msg"]
         mend = closest(place, kind.model_fields) if unknown else ""
         raise ConfigError(f"bad {name} configuration", where=place, why=why, mend=mend) from error
+
+
+def config_from(name: str, config: BaseModel, shapes: Mapping[str, Sequence[int]]) -> BaseModel:
+    """The configuration of a network that was pruned: the channel counts are read off its tensors.
+
+    Args:
+        name: of the architecture.
+        config: of the network before.
+        shapes: of the tensors of the state dict now.
+
+    Raises:
+        ConfigError: no network of this architecture has these widths.
+    """
+    wiring = architecture(name).wiring(config)
+    sizes = wiring.read(shapes)
+    changed = {key: value for key, value in sizes.items() if value != wiring.sizes[key]}
+    return parse_config(name, config.model_dump() | wiring.settled | changed) if changed else config
 
 
 def variants() -> dict[str, tuple[str, BaseModel]]:

@@ -73,9 +73,10 @@ class ResNet(nn.Module):
         name: `resnet18` or `resnet50`.
         widths: of the stem and of layer1 .. layer4.
         hidden: inside the blocks (`hidden_widths` gives the published ones).
+        projected: a projection after the stem of ResNet-18 even where its widths are equal.
     """
 
-    def __init__(self, name: str, widths: tuple[int, ...], hidden: tuple[int, ...]) -> None:
+    def __init__(self, name: str, widths: tuple[int, ...], hidden: tuple[int, ...], *, projected: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -89,7 +90,8 @@ class ResNet(nn.Module):
             blocks: list[nn.Module] = []
             for index in range(count):
                 stride = 2 if layer > 1 and index == 0 else 1
-                project = index == 0 and (layer > 1 or kind is Bottleneck or inputs != outputs)
+                needed = layer > 1 or kind is Bottleneck or inputs != outputs
+                project = index == 0 and (needed or projected)
                 blocks.append(kind(inputs, tuple(next(inner) for _ in range(per_block)), outputs, stride, project))
                 inputs = outputs
             layers.append(nn.Sequential(*blocks))
