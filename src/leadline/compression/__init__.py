@@ -8,7 +8,9 @@ from pydantic import Field
 
 from leadline.compression.base import Judged, Pictures, Place, Step, Target
 from leadline.compression.finetune import FineTune
+from leadline.compression.magnitude import PruneMagnitude
+from leadline.compression.search import SearchChannels
 
 __all__ = ["AnyStep", "Judged", "Pictures", "Place", "Step", "Target"]
 
-AnyStep = Annotated[FineTune, Field()]  # a union by `step` from two members on
+AnyStep = Annotated[FineTune | PruneMagnitude | SearchChannels, Field(discriminator="step")]

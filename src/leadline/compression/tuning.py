@@ -127,7 +127,17 @@ def settle(model: nn.Module) -> None:
     """Make parametrised weights plain ones, with the values that they have now."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            # PyTorch's own removal takes the attribute from the class, which copies of the network (its average) share.
+            weight = module.get_parameter("parametrizations.weight.original")
+            with torch.no_grad():
+                value = module.parametrizations.get_submodule("weight")()  # type: ignore[union-attr]
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            others = dict(module.named_parameters(recurse=False))
+            for name in others:
+                delattr(module, name)
+            for name, parameter in {"weight": nn.Parameter(value, weight.requires_grad), **others}.items():
+                module.register_parameter(name, parameter)
 
 
 @contextmanager
@@ -139,4 +149,4 @@ def _copy(model: nn.Module) -> nn.Module:
     import copy
 
     with torch.no_grad():
-        return copy.deepcopy(model)
+        return copy.deepcopy(model).requires_grad_()  # an earlier run's average takes no gradients
