@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from leadline.errors import DataError, LeadlineError
 
 if TYPE_CHECKING:
+    from leadline.contract import Contract
     from leadline.data.dataset import Dataset
 
 DEFAULT, WITHOUT_TRUTH = "plain", "fidelity"
@@ -67,12 +68,18 @@ def choose_scenes(data: str, model: str) -> tuple[str, str]:
     """
     if data != "rendered":
         return data, ""
-    from leadline.data.rendered import MAX_DEPTH
     from leadline.reference import load_model
 
-    limit = load_model(model).contract.output.maximum
+    return scenes_for(load_model(model).contract)
+
+
+def scenes_for(contract: Contract) -> tuple[str, str]:
+    """The rendered data set that suits a network, and a notice in words where it is not all of it."""
+    from leadline.data.rendered import MAX_DEPTH
+
+    limit = contract.output.maximum
     if limit is None or limit >= MAX_DEPTH["street"]:
-        return data, ""
+        return "rendered", ""
     return "rendered:room", f"Rooms alone are drawn, no streets: this model's metres end at {limit:g} m."
 
 

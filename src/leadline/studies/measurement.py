@@ -105,7 +105,8 @@ class Measurement(_Row):
         accuracy: under the study's protocol.
         latency: batch 1.
         memory_mb: peak resident memory of a process that loads and runs the bundle, MiB.
-        size_mb: the bundle's engine files, MB (10^6 bytes).
+        size_mb: the bundle's engine files, MB (10^6 bytes); of a step's network, its checkpoint's weights.
+        packed_mb: the same files compressed (DEFLATE), where that was asked: what zeros are worth on disk.
         macs: multiply-accumulates of one picture.
         parameters: of the network before export.
         parity: agreement with PyTorch on the check pictures.
@@ -127,6 +128,7 @@ class Measurement(_Row):
     latency: Latency | None = None
     memory_mb: float | None = None
     size_mb: float | None = None
+    packed_mb: float | None = None
     macs: int | None = None
     parameters: int | None = None
     parity: dict[str, Any] = {}
@@ -137,6 +139,10 @@ class Measurement(_Row):
     def name(self) -> str:
         """`openvino int8-static 224x288` (height x width)."""
         return f"{self.runtime} {self.precision} {self.height}x{self.width}"
+
+    def carried(self) -> dict[str, Any]:
+        """The figures as they lie beside the result that they belong to, without what means something here alone."""
+        return self.model_dump(mode="json", exclude={"key", "status", "reason", "bundle"})
 
     @property
     def score(self) -> float | None:

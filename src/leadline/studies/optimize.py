@@ -70,7 +70,7 @@ def optimize(
 
     folder, bounds = Path(out), limits or Limits()
     for what, source in (("data", data), ("calibration", options.get("calibration")), ("model", model)):
-        _refuse_inside(folder, what, source)
+        refuse_inside(folder, what, source)
     data, scenes = choose_scenes(data, model)
     options["split"], part = choose_split(data, options.get("split"))
     chosen, notice = choose_protocol(data, options["split"], protocol)
@@ -82,8 +82,17 @@ def optimize(
         return Optimized(outcome, advice, write_report(outcome, advice, bounds))
 
 
-def _refuse_inside(out: Path, what: str, source: str | None) -> None:
-    """Refuse a study that would write among the files that it reads."""
+def refuse_inside(out: Path, what: str, source: str | None) -> None:
+    """Refuse to write among the files that are read.
+
+    Args:
+        out: folder that would be written.
+        what: `data`, `calibration`, `model`, for the message.
+        source: reference of what is read; None and names pass.
+
+    Raises:
+        OutputError: `out` is that folder, or lies inside it.
+    """
     from leadline.data.dataset import FORMATS
 
     source = source or ""

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 WARMUP, ROUNDS = 10, 6  # runs before the timed ones; turns of candidate and reference
 PATIENCE = 5.0  # seconds that an interrupted job may take to clean up
-_OF_THE_STUDY = {"key", "status", "reason", "bundle"}  # parts of a row that mean nothing outside its study
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def run_study(study: Study, out: Path, on_cell: OnCell | None = None) -> Outcome
             theirs = None if one is reference else store.scores(reference.base.key)
             row = _row(study, one, answer, timing, theirs, out)
             if row.status is Status.MEASURED:
-                load_bundle(one.bundle).write_measurements(row.model_dump(mode="json", exclude=_OF_THE_STUDY))
+                load_bundle(one.bundle).write_measurements(row.carried())
             elif one is reference:
                 raise LeadlineError("the reference cannot be measured", where=one.cell.folder, why=row.reason)
             finish(one, row, {scored["name"]: json.dumps(scored) for scored in answer["rows"]})

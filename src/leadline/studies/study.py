@@ -128,7 +128,7 @@ def cell_key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, A
     adapter: Runtime = runtime(cell.runtime)
     facts = {
         "leadline": __version__,
-        "weights": _weights_hash(loaded),
+        "weights": weights_hash(loaded),
         "contract": loaded.contract.model_dump(mode="json"),
         "cell": asdict(cell),
         "engine": adapter.availability().version,
@@ -138,7 +138,7 @@ def cell_key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, A
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _weights_hash(loaded: LoadedModel) -> str:
+def weights_hash(loaded: LoadedModel) -> str:
     """SHA-256 over names, shapes and bytes of the network's tensors."""
     digest = hashlib.sha256()
     for name, tensor in loaded.model.state_dict().items():

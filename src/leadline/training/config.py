@@ -191,8 +191,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
-    """`why` and `mend` for the first fault that pydantic found, with `did you mean` for an unknown key or name."""
-    first = error.errors()[0]
+    """`why` and `mend` for one fault that pydantic found, with `did you mean` for an unknown key or name.
+
+    An unknown key goes first: it may be the misspelt one that is missing.
+    """
+    faults = error.errors()
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return {
