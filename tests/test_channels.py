@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from leadline.compression.graph import Group, groups, keep, wiring_of
 from leadline.compression.importance import scores, strongest
 from leadline.evaluation.complexity import count_kernel_weights, count_macs, count_parameters
-from leadline.models import fastdepth, registry
+from leadline.models import depth_anything, fastdepth, lite_mono, registry
+from leadline.models.lite_mono_blocks import ChannelNorm, SpatialAttention
 from leadline.models.wiring import Part, size
 from leadline.reference import LoadedModel
 
@@ -108,13 +109,14 @@ def picture(source: LoadedModel, count: int = 2) -> Tensor:
 
 @torch.no_grad()
 def before_the_head(source: LoadedModel) -> Tensor:
-    """What enters the last convolution, which no output function hides, and the output."""
-    convs = [m for m in source.model.modules() if isinstance(m, nn.Conv2d) and m.out_channels in (1, 4)]
+    """What the last convolution that runs says, which no output function hides, and the output."""
+    convs = [m for m in source.model.modules() if isinstance(m, nn.Conv2d)]
     seen: list[Tensor] = []
-    hook = convs[-1].register_forward_hook(lambda _m, _x, y: seen.append(y))
+    hooks = [conv.register_forward_hook(lambda _m, _x, y: seen.append(y)) for conv in convs]
     output = source.model(picture(source))
-    hook.remove()
-    return torch.cat([seen[0].flatten(), output.flatten()])
+    for hook in hooks:
+        hook.remove()
+    return torch.cat([seen[-1].flatten(), output.flatten()])
 
 
 def halves(source: LoadedModel, only: object = None) -> dict[str, list[int]]:
@@ -155,6 +157,98 @@ def silenced(source: LoadedModel, chosen: dict[str, list[int]]) -> LoadedModel:
                         state[name].transpose(0, number)[start : start + len(mask)][mask] = 0
                     start += size((part,))
     return replace(source, model=model)
+
+
+class NormOverKept(nn.Module):
+    """Layer normalisation over the channels that its weights did not silence."""
+
+    def __init__(self, norm: nn.Module, axis: int) -> None:
+        super().__init__()
+        self.norm, self.axis = norm, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(self.axis, -1)
+        kept = self.norm.weight != 0
+        inside = x[..., kept]
+        normal = (x - inside.mean(-1, keepdim=True)) / (inside.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+        return (normal * self.norm.weight + self.norm.bias).movedim(-1, self.axis)
+
+
+class GateOverKept(nn.Module):
+    """Spatial attention that sees only channels with anything in them."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = x[:, x.abs().amax((0, 2, 3)) > 0]
+        summary = torch.cat([inside.amax(1, keepdim=True), inside.mean(1, keepdim=True)], 1)
+        return x * torch.sigmoid(self.gate.bn(self.gate.conv(summary)))
+
+
+def with_statistics_of_kept(source: LoadedModel) -> LoadedModel:
+    """Layer norms and gates look at all channels of a pixel: here, only at those that are not silent."""
+    for path, module in list(source.model.named_modules()):
+        swap: nn.Module | None = None
+        if isinstance(module, nn.LayerNorm):
+            swap = NormOverKept(module, -1)
+        elif isinstance(module, ChannelNorm):
+            swap = NormOverKept(module, 1)
+        elif isinstance(module, SpatialAttention):
+            swap = GateOverKept(module)
+        if swap is not None:
+            parent, _, name = path.rpartition(".")
+            setattr(source.model.get_submodule(parent), name, swap)
+    return source
+
+
+LITE = {"widths": (12, 16, 20), "dilations": ((1,), (2,), (1, 3)), "heads": (3, 2, 4), "height": 64, "width": 96}
+TOKENS = {
+    "dim": 40,
+    "heads": (3, 2, 3, 1),
+    "head_width": 16,
+    "mlp": (60, 50, 40, 30),
+    "taken": (0, 1, 2, 3),
+    "grid": 4,
+    "features": 12,
+    "out_channels": (8, 10, 12, 14),
+    "head_channels": (9, 7),
+}
+OTHERS = {
+    "lite-mono": ("lite-mono", lite_mono.Config(**LITE)),
+    "lite-mono, attention": ("lite-mono", lite_mono.Config(**LITE, attention=(1, 3))),
+    "lite-mono, fixed bins": ("lite-mono", lite_mono.Config(**LITE, bins="fixed", bin_count=6)),
+    "lite-mono, adaptive bins": ("lite-mono", lite_mono.Config(**LITE, bins="adaptive", bin_count=6, bin_hidden=10)),
+    "depth anything": ("depth-anything-v2", depth_anything.Config(**TOKENS)),
+    "depth anything, metric, uneven": (
+        "depth-anything-v2",
+        depth_anything.Config(
+            **TOKENS,
+            head="metric",
+            max_depth=20.0,
+            resized=(7, 9, 12, 11),
+            fused=(8, 9, 10, 11, 12),
+            unit_channels=(5, 6, 7, 8, 9, 10, 11, 12),
+        ),
+    ),
+}
+NORMED = ("encoder.stem2", "encoder.downsample_layers.1", "encoder.downsample_layers.2", "pretrained.patch_embed")
+
+
+@pytest.mark.parametrize(("architecture", "config"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("everything", [True, False])
+def test_heads_expansions_and_tokens_leave_without_a_trace(architecture, config, everything):
+    source = loaded(architecture, config)
+    chosen = halves(source, None if everything else lambda group: not group.name.startswith(NORMED))
+    pruned = keep(source, chosen)
+    silent = silenced(source, chosen)
+    before = before_the_head(with_statistics_of_kept(silent) if everything else silent)
+    assert before.std() > 0.01
+    assert (before - before_the_head(source)).abs().max() > 0.01
+    assert all(group.width == len(chosen.get(group.name, range(group.width))) for group in groups(pruned))
+    tolerance = 1e-6 * float(before.abs().max().clamp(min=1))
+    torch.testing.assert_close(before_the_head(pruned), before, rtol=1e-5, atol=tolerance)
 
 
 @pytest.mark.parametrize("options", FASTDEPTH.values(), ids=FASTDEPTH)

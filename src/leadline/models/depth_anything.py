@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
+from leadline.models.depth_anything_channels import wiring
 from leadline.models.dinov2 import Dinov2, Dinov2Config, set_fused_attention
 from leadline.models.outputs import Outputs
 
-__all__ = ["VARIANTS", "Config", "DepthAnythingV2", "build", "contract", "set_fused_attention"]
+__all__ = ["VARIANTS", "Config", "DepthAnythingV2", "build", "contract", "set_fused_attention", "wiring"]
 
 Width = Annotated[int, Field(ge=1)]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,6 +32,11 @@ class Config(Dinov2Config):
     Args:
         features: channels of the fused pyramid.
         out_channels: channels of the four levels before they are brought to `features`, finest first.
+        resized: channels of the four levels behind their resizing, finest first. Empty: `out_channels`.
+        fused: channels of the fused pyramid at the four levels, finest first, and behind the last fusion. Empty:
+            `features` each.
+        unit_channels: between the two convolutions of the eight residual units, two per level, finest first. Empty:
+            `features` each.
         head_channels: channels of the last two hidden convolutions.
         head: `relative` returns inverse depth up to scale and shift (>= 0), `metric` returns metres.
         max_depth: the largest depth that a metric head can say, metres.
@@ -38,6 +44,9 @@ class Config(Dinov2Config):
 
     features: Width
     out_channels: tuple[Width, Width, Width, Width]
+    resized: tuple[Width, ...] = ()
+    fused: tuple[Width, ...] = ()
+    unit_channels: tuple[Width, ...] = ()
     head_channels: tuple[Width, Width]
     head: Literal["relative", "metric"] = "relative"
     max_depth: float | None = Field(default=None, gt=0)
@@ -47,6 +56,35 @@ class Config(Dinov2Config):
         if (self.head == "metric") != (self.max_depth is not None):
             raise ValueError("a metric head needs max_depth, a relative head has none")
         return self
+
+    @model_validator(mode="after")
+    def _pyramid(self) -> Self:
+        for name, given, count in (
+            ("resized", self.resized, 4),
+            ("fused", self.fused, 5),
+            ("unit_channels", self.unit_channels, 8),
+        ):
+            if given and len(given) != count:
+                raise ValueError(f"{name} has {len(given)} numbers instead of {count}")
+        if self.resized and self.resized[2] != self.out_channels[2]:
+            why = f"resized {self.resized[2]}, out_channels {self.out_channels[2]}"
+            raise ValueError(f"the third level is not resized and keeps its channels: {why}")
+        return self
+
+    @property
+    def resized_channels(self) -> tuple[int, ...]:
+        """Channels of the four levels behind their resizing, finest first."""
+        return self.resized or self.out_channels
+
+    @property
+    def fused_channels(self) -> tuple[int, ...]:
+        """Channels of the fused pyramid at the four levels, finest first, and behind the last fusion."""
+        return self.fused or (self.features,) * 5
+
+    @property
+    def unit_widths(self) -> tuple[int, ...]:
+        """Channels inside the eight residual units, two per level, finest first."""
+        return self.unit_channels or (self.features,) * 8
 
 
 def _size(dim: int, depth: int, taken: tuple[int, int, int, int], features: int, out: tuple[int, ...]) -> Config:
@@ -156,13 +194,14 @@ class DptHead(nn.Module):
         super().__init__()
         self.max_depth = config.max_depth
         c1, c2, _, c4 = config.out_channels
+        r1, r2, _, r4 = config.resized_channels
         self.projects = nn.ModuleList(nn.Conv2d(config.dim, channels, 1) for channels in config.out_channels)
         self.resize_layers = nn.ModuleList(
             [
-                nn.ConvTranspose2d(c1, c1, 4, stride=4),
-                nn.ConvTranspose2d(c2, c2, 2, stride=2),
+                nn.ConvTranspose2d(c1, r1, 4, stride=4),
+                nn.ConvTranspose2d(c2, r2, 2, stride=2),
                 nn.Identity(),
-                nn.Conv2d(c4, c4, 3, stride=2, padding=1),
+                nn.Conv2d(c4, r4, 3, stride=2, padding=1),
             ]
         )
         self.scratch = Scratch(config)
@@ -180,17 +219,19 @@ class Scratch(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        features, (wide, narrow) = config.features, config.head_channels
-        c1, c2, c3, c4 = config.out_channels
-        self.layer1_rn = nn.Conv2d(c1, features, 3, padding=1, bias=False)
-        self.layer2_rn = nn.Conv2d(c2, features, 3, padding=1, bias=False)
-        self.layer3_rn = nn.Conv2d(c3, features, 3, padding=1, bias=False)
-        self.layer4_rn = nn.Conv2d(c4, features, 3, padding=1, bias=False)
-        self.refinenet1 = Fusion(features)
-        self.refinenet2 = Fusion(features)
-        self.refinenet3 = Fusion(features)
-        self.refinenet4 = Fusion(features)
-        self.output_conv1 = nn.Conv2d(features, wide, 3, padding=1)
+        wide, narrow = config.head_channels
+        c1, c2, c3, c4 = config.resized_channels
+        f1, f2, f3, f4, last = config.fused_channels
+        units = config.unit_widths
+        self.layer1_rn = nn.Conv2d(c1, f1, 3, padding=1, bias=False)
+        self.layer2_rn = nn.Conv2d(c2, f2, 3, padding=1, bias=False)
+        self.layer3_rn = nn.Conv2d(c3, f3, 3, padding=1, bias=False)
+        self.layer4_rn = nn.Conv2d(c4, f4, 3, padding=1, bias=False)
+        self.refinenet1 = Fusion(f1, units[0:2], last)
+        self.refinenet2 = Fusion(f2, units[2:4], f1)
+        self.refinenet3 = Fusion(f3, units[4:6], f2)
+        self.refinenet4 = Fusion(f4, units[6:8], f3)
+        self.output_conv1 = nn.Conv2d(last, wide, 3, padding=1)
         self.output_conv2 = nn.Sequential(nn.Conv2d(wide, narrow, 3, padding=1), nn.ReLU(), nn.Conv2d(narrow, 1, 1))
 
     def forward(self, pyramid: list[Tensor], size: tuple[int, int]) -> Tensor:
@@ -213,14 +254,14 @@ class Fusion(nn.Module):
     The first unit of the coarsest level has no skip to work on; its weights exist in the released files, unused.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, units: tuple[int, ...], outputs: int) -> None:
         super().__init__()
-        self.out_conv = nn.Conv2d(features, features, 1)
-        self.resConfUnit1 = ResidualUnit(features)
-        self.resConfUnit2 = ResidualUnit(features)
+        self.out_conv = nn.Conv2d(features, outputs, 1)
+        self.resConfUnit1 = ResidualUnit(features, units[0])
+        self.resConfUnit2 = ResidualUnit(features, units[1])
 
     def forward(self, path: Tensor, skip: Tensor | None, size: tuple[int, int] | None) -> Tensor:
-        """N x C x h x w to N x C at `size`, or at twice its own size."""
+        """N x features x h x w to N x outputs at `size`, or at twice its own size."""
         if skip is not None:
             path = path + self.resConfUnit1(skip)
         path = self.resConfUnit2(path)
@@ -232,10 +273,10 @@ class Fusion(nn.Module):
 class ResidualUnit(nn.Module):
     """x + conv(ReLU(conv(ReLU(x))))."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
-        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv1 = nn.Conv2d(features, hidden, 3, padding=1)
+        self.conv2 = nn.Conv2d(hidden, features, 3, padding=1)
 
     def forward(self, values: Tensor) -> Tensor:
         """N x C x h x w to the same."""

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
 from leadline.models.lite_mono_blocks import DilatedBlock, GlobalBlock, SpatialAttention
+from leadline.models.lite_mono_channels import wiring
 from leadline.models.lite_mono_config import VARIANTS, Config
 from leadline.models.lite_mono_decoder import Decoder
 from leadline.models.outputs import Outputs
 
-__all__ = ["VARIANTS", "Config", "LiteMono", "build", "contract"]
+__all__ = ["VARIANTS", "Config", "LiteMono", "build", "contract", "wiring"]
 
 MEAN, STD = 0.45, 0.225
 

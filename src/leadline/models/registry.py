@@ -89,8 +89,9 @@ def config_from(name: str, config: BaseModel, shapes: Mapping[str, Sequence[int]
     """
     wiring = architecture(name).wiring(config)
     sizes = wiring.read(shapes)
-    changed = {key: value for key, value in sizes.items() if value != wiring.sizes[key]}
-    return parse_config(name, config.model_dump() | wiring.settled | changed) if changed else config
+    if sizes == wiring.sizes:
+        return config
+    return parse_config(name, config.model_dump() | wiring.settled | sizes)
 
 
 def variants() -> dict[str, tuple[str, BaseModel]]:
