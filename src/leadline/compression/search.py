@@ -1,0 +1,219 @@
+"""Differentiable channel search with the cost of the network in the loss (SPEC.md 8; DNAS, the method PIT of PLiNIO).
+
+Three phases: the network is trained a little (warm-up), then together with a mask on every channel while the loss
+counts what the network costs beyond its targets (search), then without the channels whose masks went off (fine-tune).
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from leadline.compression.base import Place, Step
+from leadline.compression.channel_map import ChannelMap, channel_map
+from leadline.compression.graph import keep
+from leadline.compression.masks import Masks, attach
+from leadline.compression.pricing import Costs, Resource, Searched, Terms
+from leadline.compression.tuning import configured, tune
+from leadline.errors import ConfigError, DataError, closest
+from leadline.output import write_atomic
+from leadline.training.fit import LOG
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Self
+
+    from torch import Tensor
+
+    from leadline.reference import LoadedModel
+
+SLACK = 1e-3  # of the output's spread, by which a masked network may differ from the pruned one
+REPORT = "search.json"
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Strength = Annotated[float, Field(gt=0)]
+
+
+class SearchChannels(Step):
+    """Learn which channels a network can do without, under a bound on what it costs."""
+
+    trains: ClassVar[bool] = True
+    uses: ClassVar[frozenset[str]] = frozenset({"train"})
+
+    step: Literal["search-channels"] = "search-channels"
+    targets: dict[Resource, Share] = Field(
+        default={}, description="share of the network's macs or weights to stay, as in {macs: 0.5}"
+    )
+    strengths: dict[Resource, Strength] = Field(
+        default={}, description="instead of targets: factor of the raw cost in the loss, as in {macs: 1.0e-9}"
+    )
+    warmup: Annotated[int, Field(ge=1)] = Field(default=200, description="iterations before the search")
+    iterations: Annotated[int, Field(ge=1)] = Field(default=1000, description="of the search")
+    finetune: Annotated[int, Field(ge=0)] = Field(default=500, description="iterations after it")
+    learning_rate: float = Field(default=3e-4, gt=0, lt=10, description="peak rate of the weights, in all phases")
+    mask_rate: float = Field(
+        default=0.01, gt=0, lt=10, description="peak rate of the masks, and of what objectives train beside the network"
+    )
+    discrete: bool = Field(default=True, description="cost counts channels that are on; false: how much each is on")
+    multiple: Annotated[int, Field(ge=1)] = Field(default=1, description="widths are rounded up to multiples of it")
+    exclude: list[str] = Field(default=[], description="groups of channels that stay whole, by name")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if bool(self.targets) == bool(self.strengths):
+            raise ValueError("give `targets` or `strengths`, as in targets: {macs: 0.5}")
+        if self.mask_rate > 100 * self.learning_rate:
+            raise ValueError("mask_rate may be at most 100 times the learning_rate")
+        return self
+
+    def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
+        """The network with the channels that were found.
+
+        Raises:
+            ConfigError: no group to choose from, unknown group, a target that no choice of channels meets, or no
+                training data.
+        """
+        chart = self._checked(source, place)
+        warmed = tune(source, place, self._changes(self.warmup), folder=place.folder / "warm-up")
+        searched = self._search(warmed, chart, _late_loss(place.folder / "warm-up" / LOG), place)
+        kept = _rounded(chart, searched.masks, self.multiple)
+        self._report(searched, chart, kept, place)
+        found = keep(replace(warmed, model=searched.release()), chart.named(kept))
+        if not self.finetune:
+            return found
+        return tune(found, place, self._changes(self.finetune), folder=place.folder / "fine-tune")
+
+    def _search(self, warmed: LoadedModel, chart: ChannelMap, task_loss: float, place: Place) -> Searched:
+        config = configured(warmed, place, {})
+        costs = Costs(warmed.model, chart, _size(warmed))
+        initial = _priced(costs, chart, self.targets or self.strengths)
+        terms = Terms(
+            initial, self.targets, self.strengths, task_loss, self.iterations, config.accumulate, self.discrete
+        )
+        start = Searched(warmed.model, chart, costs, terms)
+        changes = self._changes(self.iterations) | {
+            "objectives": [*(each.model_dump(mode="json") for each in config.objectives), {"loss": "cost"}],
+            "auxiliary_rate": self.mask_rate / self.learning_rate,
+            "ema": 0.0,  # the average of masks that move is no network that was trained
+        }
+        found = tune(replace(warmed, model=start), place, changes, folder=place.folder / "search").model
+        assert isinstance(found, Searched)
+        return found
+
+    def _changes(self, iterations: int) -> dict[str, Any]:
+        return {"iterations": iterations, "learning_rate": self.learning_rate}
+
+    def _checked(self, source: LoadedModel, place: Place) -> ChannelMap:
+        """The groups to choose from; what cannot be done is refused here, before hours of training."""
+        configured(source, place, {})
+        everything = [span.name for span in channel_map(source).spans]
+        for name in self.exclude:
+            if name not in everything:
+                raise ConfigError("no such group of channels", where=name, mend=closest(name, everything))
+        chart = exact_map(source, self.exclude, place)
+        costs = Costs(source.model, chart, _size(source))
+        least = torch.zeros(chart.units)
+        least[[span.start for span in chart.spans]] = 1.0
+        for resource, share in self.targets.items():
+            lowest = float(costs.of(resource, least)) / _priced(costs, chart, [resource])[resource]
+            if lowest > share:
+                why = f"one channel in each of {len(chart.spans)} groups still costs {lowest:.4f} of the network"
+                mend = "raise the target" + (", or exclude less" if self.exclude else "")
+                raise ConfigError(f"target {resource} {share:g} cannot be met", why=why, mend=mend)
+        return chart
+
+    def _report(self, searched: Searched, chart: ChannelMap, kept: Tensor, place: Place) -> None:
+        """Say what was found, and leave it in the step's folder."""
+        figures = {}
+        for resource, initial in searched.terms.initial.items():
+            cost = float(searched.costs.of(resource, kept))
+            figures[resource] = {"before": initial, "after": cost, "share": cost / initial}
+            wanted = self.targets.get(resource)
+            if wanted is not None:
+                figures[resource]["target"] = wanted
+            missed = wanted is not None and cost > wanted * initial
+            asked = f", asked for {wanted:.3f}" if wanted is not None else ""
+            longer = ": more iterations, or a higher mask_rate, come closer" if missed else ""
+            place.say(f"{resource} {cost / initial:.3f} of the network{asked}{longer}")
+        widths = {
+            span.name: [int(kept[span.start : span.start + span.count].sum()) * span.bundle, span.count * span.bundle]
+            for span in chart.spans
+        }
+        place.say(f"{int(kept.sum())} of {chart.units} units stay in {len(widths)} groups")
+        text = json.dumps({"resources": figures, "task_loss": searched.terms.task_loss, "widths": widths}, indent=1)
+        write_atomic(place.folder / REPORT, text.encode())
+
+
+def exact_map(source: LoadedModel, exclude: list[str], place: Place) -> ChannelMap:
+    """The groups whose masks do what removal does; the others (a LayerNorm over them mixes channels) are said.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    chart = channel_map(source, exclude)
+    if chart.spans and not _exact(source, chart):
+        mixed = [
+            span.name
+            for span in chart.spans
+            if not _exact(source, channel_map(source, {other.name for other in chart.spans} - {span.name} | {*exclude}))
+        ]
+        place.say(f"left whole, because masks cannot stand for removal: {', '.join(mixed)}")
+        chart = channel_map(source, {*exclude, *mixed})
+    if not chart.spans:
+        why = "no group of two or more channels" + (" is left" if exclude else "")
+        raise ConfigError("nothing to search", where=source.name, why=why)
+    return chart
+
+
+def _exact(source: LoadedModel, chart: ChannelMap) -> bool:
+    """Whether every second unit masked gives what the network without it gives."""
+    masks, model = Masks(chart), copy.deepcopy(source.model)
+    picture = torch.rand(1, 3, *_size(source), generator=torch.Generator().manual_seed(0))
+    for span in chart.spans:
+        masks.alpha.data[span.start + 1 : span.start + span.count : 2] = 0.0
+    pruned = keep(source, chart.named(masks.on().detach() > 0)).model
+    attach(model, masks, chart)
+    with torch.no_grad():
+        masked, expected = model(picture), pruned(picture)
+    return bool((masked - expected).abs().max() <= SLACK * expected.std() + 1e-6)
+
+
+def _rounded(chart: ChannelMap, masks: Masks, multiple: int) -> Tensor:
+    """The units that stay: those that were on, and the strongest of the others up to the next multiple of channels."""
+    kept = masks.kept()
+    ranks = kept + masks.lately + masks.theta().detach() / 1e6
+    for span in chart.spans:
+        part = slice(span.start, span.start + span.count)
+        channels = math.ceil(int(kept[part].sum()) * span.bundle / multiple) * multiple
+        count = min(span.count, math.ceil(channels / span.bundle))
+        ranked = ranks[part].argsort(descending=True, stable=True)
+        kept[span.start + ranked[:count]] = True
+    return kept
+
+
+def _priced(costs: Costs, chart: ChannelMap, resources: Mapping[Resource, float] | list[Resource]) -> dict[Any, float]:
+    everything = torch.ones(chart.units)
+    return {resource: float(costs.of(resource, everything)) for resource in resources}
+
+
+def _size(source: LoadedModel) -> tuple[int, int]:
+    return source.contract.input.height, source.contract.input.width
+
+
+def _late_loss(log: Path) -> float:
+    """Mean loss over the last tenth of a run."""
+    with log.open(newline="", encoding="utf-8") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    late = [loss for loss in losses[-max(1, len(losses) // 10) :] if math.isfinite(loss)]
+    if not late:
+        raise DataError("the warm-up gave no loss", where=log, mend="run it again with a lower learning rate")
+    return fmean(late)
