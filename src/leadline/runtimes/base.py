@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
 
 from leadline.bundle import write_bundle
 from leadline.errors import ConfigError, ContractError, NumericalError, UnavailableError, closest
+from leadline.runtimes.options import CALIBRATIONS, LACKS, Calibration, ExportOptions, Precision, check_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,24 +28,31 @@ if TYPE_CHECKING:
     from leadline.bundle import Bundle
     from leadline.contract import Contract
 
-Calibration = Literal["minmax", "percentile", "entropy"]
-CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
+__all__ = [
+    "CALIBRATIONS",
+    "RUNTIMES",
+    "Availability",
+    "Calibration",
+    "ExportOptions",
+    "Exportable",
+    "Precision",
+    "Runtime",
+    "Session",
+    "SessionOptions",
+    "bundle_contract",
+    "bundle_of",
+    "check_options",
+    "needs_calibration",
+    "refuse_precision",
+    "required",
+    "runtime",
+]
 
 RUNTIMES = {
     "torch": "leadline.runtimes.torch_eager",
     "onnxruntime": "leadline.runtimes.onnx_runtime",
     "openvino": "leadline.runtimes.open_vino",
 }
-
-
-class Precision(StrEnum):
-    """The arithmetic that an export asks for."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8_DYNAMIC = "int8-dynamic"
-    INT8_STATIC = "int8-static"
 
 
 @dataclass(frozen=True)
@@ -56,35 +63,6 @@ class Availability:
     version: str = ""
     reason: str = ""
     install: str = ""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What an export should make.
-
-    Args:
-        precision: the arithmetic asked for.
-        size: (height, width) of the input in pixels; None takes the contract's.
-        dynamic: leave height and width open where the contract allows it.
-        calibration: prepared inputs, each 1 x 3 x h x w float32, for static INT8.
-        method: how activation ranges are found (static INT8).
-        percentile: of |x| that is kept by the percentile method, 0 to 100.
-        per_channel: one weight scale per output channel instead of one per tensor.
-        symmetric: activation ranges symmetric about zero (static INT8): cheaper on some engines, coarser after ReLU.
-        exclude: names of graph nodes that stay in float (static INT8).
-        cache: folder where engines that go through ONNX share the float graph between precisions and processes.
-    """
-
-    precision: Precision = Precision.FP32
-    size: tuple[int, int] | None = None
-    dynamic: bool = False
-    calibration: Sequence[NDArray[np.float32]] = ()
-    method: Calibration = "minmax"
-    percentile: float = 99.99
-    per_channel: bool = True
-    symmetric: bool = False
-    exclude: tuple[str, ...] = ()
-    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -257,20 +235,23 @@ def needs_calibration(options: ExportOptions) -> None:
     Raises:
         ConfigError: static INT8 was asked for, and there are no calibration inputs.
     """
-    if options.precision is Precision.INT8_STATIC and not options.calibration:
+    if options.precision is Precision.INT8_STATIC and not options.calibration and options.ranges is None:
         mend = "give pictures with --calibration DIR, or leave it out for rendered ones"
         raise ConfigError("static INT8 needs calibration pictures", why="the calibration set is empty", mend=mend)
 
 
 def refuse_precision(adapter: Runtime, options: ExportOptions) -> None:
-    """Refuse a precision that the engine does not have.
+    """Refuse a precision that the engine does not have, and options that the precision does not know.
 
     Raises:
-        ConfigError: it does not; the message lists those that it has.
+        ConfigError: it does not have it (the message lists those that it has), or options contradict each other.
     """
     if options.precision not in adapter.precisions:
         known = ", ".join(adapter.precisions)
-        raise ConfigError(f"{adapter.name} has no precision", where=str(options.precision), mend=f"known: {known}")
+        why = LACKS.get((adapter.name, options.precision), "")
+        what = f"{adapter.name} has no precision"
+        raise ConfigError(what, where=str(options.precision), why=why, mend=f"known: {known}")
+    check_options(options)
 
 
 def runtime(name: str) -> Runtime:

@@ -1,8 +1,8 @@
 """Calibration: pictures that show a network its usual activations, and the rules that turn those into ranges.
 
 Rules of Wu et al. 2020 and its tooling (SPEC.md section 8): a histogram of |x| with 2048 bins per tensor; the range is
-clipped at the largest value (minmax), at a percentile of |x|, or where the quantised histogram loses least information
-(entropy).
+clipped at the largest value (minmax), at a percentile of |x|, where the quantised histogram loses least information
+(entropy), or where the mean squared error of quantising is smallest (mse).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from leadline.runtimes.base import Calibration, ExportOptions
 
 BINS, LEVELS = 2048, 128  # of |x|; 128 levels are one sign's half of INT8
+STEPS = 255  # between the lowest and the highest of INT8's 256 values
+COARSE = 16  # bins between the clips that the search for the smallest error tries first
 KEPT = 0.99  # of the values: the divergence alone falls to 0 where all of a tensor far from 0 is clipped into one bin
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 RENDERED_SIZE = (240, 320)  # (height, width) of pictures rendered for calibration
@@ -160,20 +162,25 @@ class Activation:
         if self.largest > 0:
             self.counts += np.histogram(size, BINS, range=(0.0, self.largest))[0]
 
-    def limits(self, method: Calibration, percentile: float = 99.99) -> tuple[float, float]:
+    def limits(self, method: Calibration, percentile: float = 99.99, *, symmetric: bool = False) -> tuple[float, float]:
         """(lowest, highest) value that INT8 has to represent; always holds 0, never empty.
 
         Args:
             method: the rule.
             percentile: of |x|, for the percentile rule.
+            symmetric: the quantiser will widen the range to -clip .. clip; the mse rule must know its steps.
         """
         clip = self.largest
         if method == "percentile":
             clip = percentile_clip(self.counts, self.zeros, percentile) * self.largest / BINS
         elif method == "entropy":
             clip = entropy_clip(self.counts) * self.largest / BINS
+        elif method == "mse" and self.largest > 0:
+            sides = (1.0, 1.0) if symmetric else (max(-self.low, 0) / self.largest, max(self.high, 0) / self.largest)
+            clip = mse_clip(self.counts, (sides[0] * BINS, sides[1] * BINS)) * self.largest / BINS
         low, high = max(min(self.low, 0.0), -clip), min(max(self.high, 0.0), clip)
-        return (low, high) if high > low else (0.0, 1.0)  # a tensor that is always 0 has no range of its own
+        # A tensor that is always 0 has no range of its own, and one below float32's normal numbers no scale.
+        return (low, high) if high - low > STEPS * float(np.finfo(np.float32).tiny) else (0.0, 1.0)
 
 
 def percentile_clip(counts: NDArray[np.int64], zeros: int, percentile: float) -> int:
@@ -221,6 +228,38 @@ def entropy_clip(counts: NDArray[np.int64], levels: int = LEVELS) -> int:
     return int(edges[np.flatnonzero(divergence <= best + 1e-12)[-1]])
 
 
+def mse_clip(counts: NDArray[np.int64], sides: tuple[float, float]) -> int:
+    """The bin edge where clipping and rounding together make the smallest mean squared error; 1 to the number of bins.
+
+    Values are taken as spread evenly within their bin, so that the error of rounding to the quantiser's grid is an
+    integral in closed form. Every COARSE-th edge is tried, then all around the best.
+
+    Args:
+        counts: histogram of |x|.
+        sides: how far the values reach below and above 0, in bins: the clipped range is cut into STEPS steps.
+    """
+    if not counts.any():
+        return len(counts)
+    filled = np.flatnonzero(counts)
+
+    def error(edge: int) -> float:
+        step = (min(edge, sides[0]) + min(edge, sides[1])) / STEPS
+        inside = filled[filled < edge]
+        rounding = (_squared_rounding(inside + 1.0, step) - _squared_rounding(inside * 1.0, step)) @ counts[inside]
+        above = filled[filled >= edge] - float(edge)
+        return float(rounding + (((above + 1) ** 3 - above**3) / 3) @ counts[filled >= edge])
+
+    coarse = min(range(COARSE, len(counts) + 1, COARSE), key=error)
+    near = range(max(1, coarse - COARSE + 1), min(len(counts), coarse + COARSE - 1) + 1)
+    return min(near, key=error)
+
+
+def _squared_rounding(x: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    """The integral from 0 to x of (t - its nearest multiple of step) squared."""
+    whole = np.round(x / step)
+    return whole * step**3 / 12 + (x - whole * step) ** 3 / 3
+
+
 def _xlogy(
     x: NDArray[np.float64] | NDArray[np.int64], y: NDArray[np.float64] | NDArray[np.int64]
 ) -> NDArray[np.float64]:
@@ -255,7 +294,8 @@ def activation_limits(
             )
     if options.method != "minmax":
         _count_all(seen, collect, options.calibration)
-    return {name: activation.limits(options.method, options.percentile) for name, activation in seen.items()}
+    rule, share, symmetric = options.method, options.percentile, options.symmetric
+    return {name: activation.limits(rule, share, symmetric=symmetric) for name, activation in seen.items()}
 
 
 def _count_all(

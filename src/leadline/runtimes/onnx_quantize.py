@@ -1,19 +1,18 @@
-"""Narrower arithmetic for an ONNX graph: FP16, dynamic INT8, and static INT8 with Q/DQ pairs."""
+"""Static INT8 for an ONNX graph: Q/DQ pairs around its layers, with ranges from calibration."""
 
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leadline.errors import ConfigError, NumericalError, closest
+from leadline.errors import ConfigError, closest
 from leadline.runtimes.calibration import activation_limits
+from leadline.runtimes.onnx_graph import WEIGHTED, Graph, session, slim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,124 +26,24 @@ if TYPE_CHECKING:
 # the normalisations between the matrix products need float anyway.
 CNN_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip", "Add", "Concat", "Resize", "MaxPool")
 TRANSFORMER_OPERATORS = ("Conv", "Gemm", "MatMul")
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-def half_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network in FP16, input and output in FP32.
-
-    Raises:
-        NumericalError: a weight is too large for FP16.
-    """
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    limit = float(np.finfo(np.float16).max)
-    for tensor in proto.graph.initializer:
-        if (
-            tensor.data_type == onnx.TensorProto.FLOAT
-            and np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0) > limit
-        ):
-            raise NumericalError("weight out of FP16's range", where=tensor.name, mend="use bf16 or fp32")
-    with warnings.catch_warnings():
-        # Weights below FP16's smallest subnormal become 0 or that number; parity says whether it matters.
-        warnings.filterwarnings("ignore", message="the float32 number .* will be truncated")
-        half: onnx.ModelProto = convert_float_to_float16(_unshare_constants(proto), keep_io_types=True)
-    return half
-
-
-def _unshare_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Give each node its own small constants: the converter names two casts alike where nodes share one."""
-    import onnx
-
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    small = {tensor.name: tensor for tensor in copied.graph.initializer if math.prod(tensor.dims) <= 16}
-    taken: set[str] = set()
-    for index, node in enumerate(copied.graph.node):
-        for place, key in enumerate(node.input):
-            if key in small and key in taken:
-                own = copied.graph.initializer.add()
-                own.CopyFrom(small[key])
-                own.name = node.input[place] = f"{key}_{index}_{place}"
-            taken.add(key)
-    return copied
-
-
-def dynamic_int8(
-    proto: onnx.ModelProto, options: ExportOptions, *, name: str
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """INT8 weights, and activations whose ranges are found while running: matrix products only.
-
-    Convolutions are left alone: ONNX Runtime's dynamic convolution is three times slower than FP32 (RUNTIMES.md 5).
-
-    Raises:
-        ConfigError: the network has no matrix product with constant weights.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    layers = [n for n in proto.graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in constants]
-    if not layers:
-        why = "ONNX Runtime is slower with dynamic convolutions than in FP32, so only matrix products are quantised"
-        mend = "use int8-static"
-        raise ConfigError("nothing to quantise dynamically in", where=name, why=why, mend=mend)
-    with tempfile.TemporaryDirectory(prefix="leadline-") as folder:
-        before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save_model(proto, before)
-        with _quiet_quantiser():
-            quantize_dynamic(
-                before,
-                after,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=options.per_channel,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=_excluded(proto, options),
-                extra_options={"MatMulConstBOnly": True},
-            )
-        quantised = onnx.load(after)
-    count = sum(node.op_type == "MatMulInteger" for node in quantised.graph.node)
-    return quantised, {"quantised_layers": count, "per_channel": options.per_channel}
 
 
 def static_int8(proto: onnx.ModelProto, options: ExportOptions, *, name: str) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """U8 activations and S8 weights as Q/DQ pairs, ranges from calibration (RUNTIMES.md pitfalls 4 and 6).
 
     Raises:
-        ConfigError: no calibration inputs, or an excluded node that does not exist.
+        ConfigError: no calibration inputs, an excluded node that does not exist, nothing to equalise or to smooth.
         NumericalError: NaN or infinity during calibration.
     """
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantType
-    from onnxruntime.quantization.calibrate import TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from leadline.runtimes.onnx_bias import corrected
 
-    ready = preprocessed(proto)
-    transformer = any(node.op_type in ("LayerNormalization", "Softmax") for node in ready.graph.node)
-    operators = TRANSFORMER_OPERATORS if transformer else CNN_OPERATORS
-    # Attention probabilities have a few large values and many tiny ones: 8 bits lose them for little speed.
-    excluded = [*_excluded(ready, options), *_products_of_activations(ready), *_head(ready)]
-    limits = activation_limits(_Probe(ready, operators, excluded), options)
-    ranges = {key: (np.float32(low), np.float32(high)) for key, (low, high) in limits.items()}
-    with _quiet_quantiser():
-        quantiser = QDQQuantizer(
-            ready,
-            per_channel=options.per_channel,
-            reduce_range=False,
-            weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
-            nodes_to_quantize=[],
-            nodes_to_exclude=excluded,
-            op_types_to_quantize=list(operators),
-            extra_options={"ActivationSymmetric": options.symmetric},
-        )
-        quantiser.quantize_model()
-    quantiser.model.topological_sort()
-    quantised: onnx.ModelProto = quantiser.model.model
-    onnx.checker.check_model(quantised)
-    details: dict[str, Any] = {
+    ready, details = prepared(proto, options, name=name)
+    limits = options.ranges if options.ranges is not None else calibrated(ready, options)
+    quantised = with_pairs(ready, limits, options)
+    if options.bias_correction:
+        ready, details["corrected_biases"] = corrected(ready, quantised, options.calibration)
+        quantised = with_pairs(ready, limits, options)
+    details |= {
         "quantised_layers": _layers_between_pairs(quantised),
         "per_channel": options.per_channel,
         "symmetric": options.symmetric,
@@ -154,7 +53,98 @@ def static_int8(proto: onnx.ModelProto, options: ExportOptions, *, name: str) ->
     }
     if options.method == "percentile":
         details["percentile"] = options.percentile
-    return quantised, details
+    return slim(quantised), details
+
+
+def prepared(proto: onnx.ModelProto, options: ExportOptions, *, name: str) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The float network as the quantiser takes it: smoothed and equalised where asked for, fused, every node named.
+
+    Raises:
+        ConfigError: nothing to equalise or to smooth, or no calibration inputs to smooth with.
+    """
+    from leadline.runtimes.onnx_equalise import equalised, smoothed
+
+    details: dict[str, Any] = {}
+    if options.smooth is not None:
+        proto, count = smoothed(proto, options.calibration, options.smooth, name=name)
+        details |= {"smooth": options.smooth, "smoothed_norms": count}
+    ready = preprocessed(proto)
+    if options.equalise:
+        ready, details["equalised"] = equalised(ready, name=name)
+    return ready, details
+
+
+def calibrated(ready: onnx.ModelProto, options: ExportOptions) -> dict[str, tuple[float, float]]:
+    """(lowest, highest) of every activation that may be quantised, by tensor name.
+
+    Args:
+        ready: from `prepared`.
+        options: calibration inputs and rule; `exclude` does not matter, so that one calibration serves any choice.
+
+    Raises:
+        ConfigError: no calibration inputs.
+        NumericalError: NaN or infinity in an activation.
+    """
+    return activation_limits(_Probe(ready), options)
+
+
+def with_pairs(
+    ready: onnx.ModelProto, limits: Mapping[str, tuple[float, float]], options: ExportOptions
+) -> onnx.ModelProto:
+    """Put Q/DQ pairs around every layer that is to be quantised.
+
+    Args:
+        ready: from `prepared`.
+        limits: from `calibrated`.
+        options: per_channel, symmetric and exclude count.
+
+    Raises:
+        ConfigError: an excluded node does not exist.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    ranges = {key: (np.float32(low), np.float32(high)) for key, (low, high) in limits.items()}
+    copied = onnx.ModelProto()
+    copied.CopyFrom(ready)  # the quantiser works on what it is given
+    with quiet_quantiser():
+        quantiser = QDQQuantizer(
+            copied,
+            per_channel=options.per_channel,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+            nodes_to_quantize=[],
+            nodes_to_exclude=[*excluded(ready, options), *_kept_in_float(ready)],
+            op_types_to_quantize=list(_operators(ready)),
+            extra_options={"ActivationSymmetric": options.symmetric},
+        )
+        quantiser.quantize_model()
+    quantiser.model.topological_sort()
+    quantised: onnx.ModelProto = quantiser.model.model
+    onnx.checker.check_model(quantised)
+    return quantised
+
+
+def layers(ready: onnx.ModelProto) -> list[str]:
+    """Names of the layers with weights that static INT8 quantises unless they are excluded, in order."""
+    graph = Graph(ready)
+    kept, operators = set(_kept_in_float(ready)), _operators(ready)
+    nodes = [node for node in graph.nodes if node.op_type in operators and node.name not in kept]
+    return [node.name for node in nodes if graph.weight(node) is not None]
+
+
+def _operators(proto: onnx.ModelProto) -> tuple[str, ...]:
+    transformer = any(node.op_type in ("LayerNormalization", "Softmax") for node in proto.graph.node)
+    return TRANSFORMER_OPERATORS if transformer else CNN_OPERATORS
+
+
+def _kept_in_float(proto: onnx.ModelProto) -> list[str]:
+    # Attention probabilities have a few large values and many tiny ones: 8 bits lose them for little speed.
+    return [*_products_of_activations(proto), *_head(proto)]
 
 
 def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -165,7 +155,7 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="leadline-") as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "ready.onnx"
         onnx.save_model(proto, before)
-        with _quiet_quantiser():
+        with quiet_quantiser():
             quant_pre_process(before, after, skip_symbolic_shape=True)
         ready: onnx.ModelProto = onnx.load(after)
     for index, node in enumerate(ready.graph.node):
@@ -176,39 +166,27 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
 class _Probe:
     """Runs the float network and returns every activation that a quantised operator reads or writes."""
 
-    def __init__(self, proto: onnx.ModelProto, operators: tuple[str, ...], excluded: list[str]) -> None:
+    def __init__(self, proto: onnx.ModelProto) -> None:
         import onnx
-        import onnxruntime
 
-        probed = onnx.ModelProto()
-        probed.CopyFrom(proto)
-        graph = probed.graph
+        graph, operators, kept = proto.graph, _operators(proto), _kept_in_float(proto)
         constants = {tensor.name for tensor in graph.initializer}
         kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input]}
-        chosen = [node for node in graph.node if node.op_type in operators and node.name not in excluded]
+        chosen = [node for node in graph.node if node.op_type in operators and node.name not in kept]
         touched = [key for node in chosen for key in [*node.input, *node.output]]
-        inputs, outputs = {each.name for each in graph.input}, {each.name for each in graph.output}
-        self._names = [
+        names = [
             key
             for key in dict.fromkeys(touched)
             if key and key not in constants and kinds.get(key, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT
         ]
-        self._inputs = [key for key in self._names if key in inputs]
-        self._names = [key for key in self._names if key not in inputs]
-        for key in self._names:
-            if key not in outputs:
-                graph.output.append(onnx.helper.make_tensor_value_info(key, onnx.TensorProto.FLOAT, None))
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads, settings.inter_op_num_threads = 1, 1
-        settings.log_severity_level = 3
+        inputs = {each.name for each in graph.input}
+        self._inputs = [key for key in names if key in inputs]
         # Without fusing, every activation exists as the quantiser will see it.
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        providers = ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(probed.SerializeToString(), settings, providers=providers)
-        self._input = self._session.get_inputs()[0].name
+        self._session, _ = session(proto, [key for key in names if key not in inputs])
+        self._names = [key for key in names if key not in inputs]
 
     def __call__(self, values: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
-        outputs = self._session.run(self._names, {self._input: values})
+        outputs = self._session.run(self._names, {self._session.get_inputs()[0].name: values})
         seen = dict(zip(self._names, outputs, strict=True))
         return seen | dict.fromkeys(self._inputs, values)
 
@@ -236,7 +214,12 @@ def _layers_between_pairs(proto: onnx.ModelProto) -> int:
     return sum(node.op_type in WEIGHTED and real.issuperset(node.input[:2]) for node in proto.graph.node)
 
 
-def _excluded(proto: onnx.ModelProto, options: ExportOptions) -> list[str]:
+def excluded(proto: onnx.ModelProto, options: ExportOptions) -> list[str]:
+    """The nodes that the user leaves out of quantising.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     known = [node.name for node in proto.graph.node]
     for wanted in options.exclude:
         if wanted not in known:
@@ -246,7 +229,7 @@ def _excluded(proto: onnx.ModelProto, options: ExportOptions) -> list[str]:
 
 
 @contextmanager
-def _quiet_quantiser() -> Iterator[None]:
+def quiet_quantiser() -> Iterator[None]:
     """ONNX Runtime's quantiser advises through the root logger what `preprocessed` has done already."""
     root = logging.getLogger()
     root.addFilter(_is_no_advice)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: FP32, FP16 weights, dynamic INT8 and static INT8 (QuantizeLinear/DequantizeLinear)."""
+"""ONNX Runtime: FP32, FP16 or INT8 weights, dynamic INT8 and static INT8 (QuantizeLinear/DequantizeLinear)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from leadline.contract import Contract
 
 FILE = "model.onnx"
+WIDENED = "fp32 (int8 weights)"
+KNOWN = {Precision.FP32: "fp32", Precision.INT8_WEIGHTS: WIDENED}  # what a bundle of a precision computes in
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -41,6 +43,7 @@ class OnnxRuntime:
     precisions: ClassVar[tuple[Precision, ...]] = (
         Precision.FP32,
         Precision.FP16,
+        Precision.INT8_WEIGHTS,
         Precision.INT8_DYNAMIC,
         Precision.INT8_STATIC,
     )
@@ -57,9 +60,10 @@ class OnnxRuntime:
 
         Raises:
             UnavailableError: the network cannot be exported.
-            ConfigError: static INT8 without calibration pictures, or dynamic INT8 of a network without matrix products.
+            ConfigError: static INT8 without calibration pictures, dynamic INT8 of a network without matrix products, or
+                options that contradict each other.
         """
-        from leadline.runtimes import onnx_quantize
+        from leadline.runtimes import onnx_narrow, onnx_quantize
         from leadline.runtimes.onnx_export import export_onnx
 
         refuse_precision(self, options)
@@ -68,9 +72,11 @@ class OnnxRuntime:
         proto = export_onnx(source.model, contract, options.cache)
         details: dict[str, Any] = {}
         if options.precision is Precision.FP16:
-            proto = onnx_quantize.half_weights(proto)
+            proto = onnx_narrow.half_weights(proto)
+        elif options.precision is Precision.INT8_WEIGHTS:
+            proto, details = onnx_narrow.int8_weights(proto, options, name=source.name)
         elif options.precision is Precision.INT8_DYNAMIC:
-            proto, details = onnx_quantize.dynamic_int8(proto, options, name=source.name)
+            proto, details = onnx_narrow.dynamic_int8(proto, options, name=source.name)
         elif options.precision is Precision.INT8_STATIC:
             proto, details = onnx_quantize.static_int8(proto, options, name=source.name)
         (out / FILE).write_bytes(proto.SerializeToString(deterministic=True))
@@ -78,7 +84,7 @@ class OnnxRuntime:
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
         """Load the bundle's ONNX file."""
-        known = "fp32" if bundle.precision == Precision.FP32 else ""
+        known = KNOWN.get(bundle.precision, "")
         return open_file(bundle.file(FILE), bundle.contract, options, precision=known)
 
 
@@ -112,7 +118,7 @@ class _OnnxSession(Session):
     def __init__(self, path: Path, contract: Contract, options: SessionOptions, precision: str) -> None:
         super().__init__("onnxruntime", contract)
         self._path, self._precision = path, precision
-        self._session = _create(path, options)
+        self._session = _create(path, options, widen=precision == WIDENED)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             why = f"it has the inputs {', '.join(f'{each.name} {each.shape}' for each in inputs)}"
@@ -146,7 +152,7 @@ class _OnnxSession(Session):
         del self._session
 
 
-def _create(path: Path, options: SessionOptions, *, save_optimised: Path | None = None) -> Any:
+def _create(path: Path, options: SessionOptions, *, widen: bool = False, save_optimised: Path | None = None) -> Any:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -155,6 +161,8 @@ def _create(path: Path, options: SessionOptions, *, save_optimised: Path | None 
     settings.inter_op_num_threads = 1
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = 3
+    if widen:  # INT8 weights become float once, not in each run
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if save_optimised is not None:
         settings.optimized_model_filepath = str(save_optimised)
     try:

@@ -35,6 +35,7 @@ TOLERANCES = {
     Precision.FP32: Tolerance(relative=1e-3, correlation=0.9999),
     Precision.FP16: Tolerance(relative=2e-2, correlation=0.999),
     Precision.BF16: Tolerance(relative=1e-1, correlation=0.99),
+    Precision.INT8_WEIGHTS: Tolerance(relative=0.5, correlation=0.95),
     Precision.INT8_DYNAMIC: Tolerance(relative=1.0, correlation=0.9),
     Precision.INT8_STATIC: Tolerance(relative=1.0, correlation=0.9),
 }
@@ -137,7 +138,9 @@ def check_parity(parity: Parity, precision: Precision, *, name: str) -> None:
         why = f"correlation is {parity.correlation:.5f}, {precision} must have {limit.correlation:g}"
     else:
         return
-    if precision in (Precision.INT8_STATIC, Precision.INT8_DYNAMIC):
+    if precision is Precision.INT8_WEIGHTS:
+        mend = "use fp16, or leave the layers that lose most out with --exclude"
+    elif precision in (Precision.INT8_STATIC, Precision.INT8_DYNAMIC):
         mend = "calibrate on pictures of the kind that the network will see, try another method, or a wider precision"
     else:
         mend = "export a fixed size, or report it with the model"
