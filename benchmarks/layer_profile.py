@@ -65,7 +65,8 @@ def open_vino(bundle: Bundle, runs: int) -> Times:
     settings = {
         "PERF_COUNT": True, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32",
     }  # fmt: skip
-    request = openvino.Core().compile_model(bundle.file("model.onnx" if "model.onnx" in bundle.files else "model.xml"), "CPU", settings).create_infer_request()
+    file = "model.onnx" if "model.onnx" in bundle.files else "model.xml"
+    request = openvino.Core().compile_model(bundle.file(file), "CPU", settings).create_infer_request()
     times: Times = defaultdict(list)
     for run in range(WARMUP + runs):
         request.infer([picture(bundle)])
