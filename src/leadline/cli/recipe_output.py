@@ -1,0 +1,129 @@
+"""What `compress` and `run` show of a recipe: lines of progress, the table before and after, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from leadline.cli import INTERRUPTED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from leadline.studies.measurement import Measurement
+    from leadline.studies.recipe import Recipe
+    from leadline.studies.recipe_run import Outcome
+    from leadline.studies.results import Result
+
+COLUMNS = ("M par.", "G MACs", "MB", "zipped")
+COST = ("ms p50", "IQR", "x faster", "peak MiB")
+FOOT = (
+    "Accuracy and time of a checkpoint are of its FP32 export to the target, of a bundle of the bundle itself; MB are "
+    "weights or engine files, zipped what zeros are worth; x faster is against the source in the same rounds, in turn."
+)
+
+
+def carry_out(recipe: Recipe, out: Path, processes: int, runs: int, as_json: bool) -> None:
+    """Run a recipe, print what came of it, and end with the status that says whether all of it was measured."""
+    from leadline.studies.recipe_run import run_recipe
+
+    def on_line(line: str) -> None:
+        if not as_json:
+            print(line, file=sys.stderr, flush=True)
+
+    try:
+        outcome = run_recipe(recipe, out, on_line, processes=processes, runs=runs)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: what is done is kept in {out}; the same command goes on there", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print(json.dumps(_facts(outcome), indent=2))
+    else:
+        _print(outcome)
+    if any(row.status != "measured" for row in outcome.rows):
+        raise typer.Exit(1)
+
+
+def _facts(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "result": outcome.results[-1].ref,
+        "out": str(outcome.folder),
+        "notices": list(outcome.notices),
+        "recipe": outcome.recipe.model_dump(mode="json"),
+        "rows": [
+            {
+                "step": one.step,
+                "options": one.options,
+                "ref": one.ref,
+                "reused": one.reused,
+                **row.model_dump(mode="json"),
+            }
+            for one, row in zip(outcome.results, outcome.rows, strict=True)
+        ],
+    }
+
+
+def _print(outcome: Outcome) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from leadline.cli.terminal import print_whole
+    from leadline.evaluation.bootstrap import FEW
+    from leadline.studies.recommend import NAMES
+
+    source = outcome.rows[0].accuracy
+    assert source is not None
+    primary = source.primary
+    title = f"{outcome.recipe.model}: {source.protocol} on {source.data}, {source.scored} pictures"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("result", *COLUMNS, NAMES.get(primary, primary), "change [95 %]", *COST):
+        table.add_column(name, justify="left" if name == "result" else "right", no_wrap=True)
+    for one, row in zip(outcome.results, outcome.rows, strict=True):
+        if row.accuracy is not None and row.latency is not None:
+            table.add_row(*_cells(one, row, primary))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)  # a file or a pipe has no width to keep to
+    print_whole(table, console)
+    lines = [FOOT]
+    if source.scored < FEW:
+        lines.append(f"Caution: {source.scored} pictures only, {FEW} or more make a verdict.")
+    for one, row in zip(outcome.results, outcome.rows, strict=True):
+        if row.status != "measured":
+            lines.append(f"{row.status.value} {one.label}: {row.reason}")
+        elif row.accuracy is not None and row.accuracy.degenerate:
+            lines.append(f"{one.label}: {row.accuracy.degenerate} constant predictions")
+    notes = dict.fromkeys(note for row in outcome.rows for note in row.notes)
+    lines += [f"note: {note}" for note in notes]
+    for line in (*lines, f"Result: {outcome.results[-1].ref}"):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _cells(one: Result, row: Measurement, primary: str) -> list[str]:
+    from leadline.studies.recommend import ends
+
+    assert row.accuracy
+    assert row.latency
+    change = row.accuracy.change.get(primary)
+    engine = f"{row.runtime} {row.precision} {row.height}x{row.width}" if one.bundle else ""
+    return [
+        f"{one.label} {engine}".rstrip(),
+        _number(row.parameters, 1e6, 3),
+        _number(row.macs, 1e9, 3),
+        _number(row.size_mb, 1, 2),
+        _number(row.packed_mb, 1, 2),
+        f"{row.accuracy.metrics[primary].value:.4f}",
+        f"{change.value:+.4f}{ends(change) or ' [n/a]'}" if change else "before",
+        f"{row.latency.p50:.2f}",
+        f"{row.latency.iqr:.2f}",
+        f"{1 / row.latency.ratio:.2f}",
+        _number(row.memory_mb, 1, 0),
+    ]
+
+
+def _number(value: float | None, unit: float, digits: int) -> str:
+    return "n/a" if value is None else f"{value / unit:.{digits}f}"
