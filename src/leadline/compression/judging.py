@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
-from leadline.data.dataset import Subset, open_dataset
+from leadline.data.dataset import Dataset, Sample, Subset, open_dataset
 from leadline.errors import ConfigError
 from leadline.evaluation.evaluate import evaluate
 from leadline.predictor import Predictor
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from leadline.compression.base import Judged, Place
     from leadline.contract import Contract
     from leadline.evaluation.evaluate import Evaluation
+
+REMEMBERED_BYTES = 512 * 2**20
 
 
 def judge(model: nn.Module, contract: Contract, place: Place, *, reference: str | None = None) -> Evaluation:
@@ -34,7 +37,7 @@ def judge(model: nn.Module, contract: Contract, place: Place, *, reference: str 
         KindError: the protocol cannot compare this network with the ground truth.
     """
     wanted = needed(place)
-    dataset = Subset(open_dataset(wanted.data, wanted.split), wanted.first, wanted.last)
+    dataset = _remembered(wanted.data, wanted.split, wanted.first, wanted.last)
     session = open_model(model, contract, SessionOptions(threads=place.target.threads))
     return evaluate(Predictor(session), dataset, wanted.protocol, limit=wanted.limit, reference=reference)
 
@@ -49,3 +52,27 @@ def needed(place: Place) -> Judged:
         mend = "add `validation: {data: ..., protocol: ...}`, pictures that are neither learned nor finally scored"
         raise ConfigError("this step decides by accuracy", where=str(place.folder), why="no `validation`", mend=mend)
     return place.validation
+
+
+class _Remembering(Subset):
+    """Samples that are read once, as long as they fit into memory: a step judges many networks on the same pictures."""
+
+    def __init__(self, whole: Dataset, first: int, last: int | None) -> None:
+        super().__init__(whole, first, last)
+        self._held: dict[int, Sample] = {}
+        self._room = REMEMBERED_BYTES
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self._held:
+            return self._held[index]
+        sample = super().__getitem__(index)
+        size = sample.image.nbytes + (sample.depth.values.nbytes if sample.depth is not None else 0)
+        if size <= self._room:
+            self._room -= size
+            self._held[index] = sample
+        return sample
+
+
+@functools.lru_cache(maxsize=1)
+def _remembered(data: str, split: str | None, first: int, last: int | None) -> Dataset:
+    return _Remembering(open_dataset(data, split), first, last)
