@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from leadline.cli.options import Json, Reference, Size, Threads, parse_size
+from leadline.cli.options import Json, Reference, Size, Threads, parse_part, parse_size
 from leadline.cli.run import Folder, Processes, Runs
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def command(
         flag = "--split" if split else "--protocol" if protocol else "--limit"
         raise ConfigError("nothing to score", where=flag, why="it belongs to --data", mend="give --data DATA")
     train = train_file(train_config) if train_config is not None else {}
-    train |= {"sources": [_part(each) for each in train_data]} if train_data else {}
+    train |= {"sources": [parse_part(each) for each in train_data]} if train_data else {}
     if batch is not None:
         train["batch"] = batch
     if train and "sources" not in train:
@@ -98,7 +98,7 @@ def command(
     values: dict[str, Any] = {
         "model": reference,
         "train": train,
-        "validation": _part(validation) | ({"protocol": protocol} if protocol else {}) if validation else None,
+        "validation": parse_part(validation) | ({"protocol": protocol} if protocol else {}) if validation else None,
         "calibration": {"data": calibration},
         "score": {key: value for key, value in scored.items() if value is not None} or None,
         "target": {"runtime": runtime, "threads": threads, "size": parse_size(size)},
@@ -109,11 +109,6 @@ def command(
     except ValidationError as error:
         raise ConfigError("cannot make a recipe of these options", **explain(error, Recipe)) from error
     carry_out(recipe, out, processes, runs, as_json)
-
-
-def _part(reference: str) -> dict[str, Any]:
-    data, mark, split = reference.partition("#")
-    return {"data": data, "split": split if mark else None}
 
 
 def _step(text: str) -> dict[str, Any]:
@@ -183,7 +178,7 @@ def _kinds(schema: dict[str, Any], whole: dict[str, Any]) -> list[str]:
     if "const" in schema:
         return [str(schema["const"])]
     if "anyOf" in schema or "oneOf" in schema:
-        every = [kind for one in schema.get("anyOf", schema.get("oneOf")) for kind in _kinds(one, whole)]
+        every = [kind for one in schema.get("anyOf") or schema["oneOf"] for kind in _kinds(one, whole)]
         return [kind for kind in dict.fromkeys(every) if kind != "null"]
     if "$ref" in schema:
         return _kinds(whole["$defs"][schema["$ref"].rpartition("/")[2]], whole)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from leadline.studies.measurement import Measurement
     from leadline.studies.optimize import Optimized
+    from leadline.studies.searching import Training
     from leadline.studies.study import Cell
 
 EXAMPLES = (
@@ -30,6 +31,7 @@ EXAMPLES = (
     "leadline optimize leadline-s-indoor --data rendered:room --runtime onnxruntime --precision fp32 "
     "--precision int8-static --size 192,256 --size 224,288 --limit 16 --out runs/two-sizes",
     "leadline optimize random:fastdepth --data rendered:room --limit 8 --max-ms 20 --max-mb 5 --out runs/limits",
+    "leadline optimize leadline-s-indoor --data TEST --train-data PAIRS --budget 120 --max-drop 0.02 --out runs/t",
 )
 
 FOOT = (
@@ -66,6 +68,20 @@ def command(
     max_drop: Annotated[float, typer.Option(min=0.0, help="Largest loss of the primary metric.")] = 0.01,
     max_ms: Annotated[Optional[float], typer.Option(min=0.0, help="Largest median latency, ms.")] = None,
     max_mb: Annotated[Optional[float], typer.Option(min=0.0, help="Largest size on disk, MB.")] = None,
+    train_data: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--train-data", metavar="D", help="DATA or DATA#SPLIT: try recipes that prune and train, too; repeat."
+        ),
+    ] = None,
+    validation: Annotated[
+        Optional[str], typer.Option("--validation", metavar="D", help="DATA or DATA#SPLIT that such recipes decide on.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option("--budget", min=0.0, metavar="MINUTES", help="For the recipes; measuring comes after.")
+    ] = 60.0,
+    iterations: Annotated[int, typer.Option("--train-iterations", min=1, help="Of each recipe's fine-tuning.")] = 500,
+    batch: Annotated[Optional[int], typer.Option(min=2, help="Pictures of each training iteration.")] = None,
     threads: Threads = 1,
     runs: Annotated[int, typer.Option(min=5, help="Timed runs of each candidate.")] = 60,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Run again, it continues there.")] = Path(
@@ -77,6 +93,7 @@ def command(
     from leadline.studies.optimize import optimize
     from leadline.studies.recommend import Limits
 
+    training = _training(train_data, validation, budget, iterations, batch)
     parsed = tuple(size for size in map(parse_size, sizes or ()) if size is not None)
     display = _Display(quiet=as_json)
     try:
@@ -86,7 +103,9 @@ def command(
                 data,
                 out=out,
                 limits=Limits(max_drop, max_ms, max_mb),
+                training=training,
                 on_cell=display.cell,
+                on_line=display.line,
                 split=split,
                 protocol=protocol,
                 limit=limit,
@@ -98,7 +117,7 @@ def command(
                 calibration=calibration,
             )
     except KeyboardInterrupt:
-        typer.echo(_interrupted(display, out), err=True)
+        typer.echo(_interrupted(display, out, bool(training)), err=True)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print(json.dumps(_facts(found), indent=2))
@@ -108,7 +127,29 @@ def command(
         raise typer.Exit(1)
 
 
-def _interrupted(display: _Display, out: Path) -> str:
+def _training(
+    data: list[str] | None, validation: str | None, budget: float, iterations: int, batch: int | None
+) -> Training | None:
+    """What recipes may use; None where nothing may be trained."""
+    from leadline.cli.options import parse_part
+    from leadline.errors import ConfigError
+
+    if not data:
+        if validation is not None or batch is not None:
+            flag = "--batch" if validation is None else "--validation"
+            raise ConfigError("nothing is trained", where=flag, mend="give --train-data DATA, or leave it out")
+        return None
+    from leadline.compression import Judged
+    from leadline.studies.searching import Training
+
+    train: dict[str, Any] = {"sources": [parse_part(each) for each in data]} | ({"batch": batch} if batch else {})
+    judged = None if validation is None else Judged(**parse_part(validation))
+    return Training(train, judged, budget, iterations)
+
+
+def _interrupted(display: _Display, out: Path, training: bool) -> str:
+    if not display.total and training:
+        return f"interrupted: what recipes have done is kept in {out}; the same command goes on there"
     if not display.total:
         return f"interrupted: no candidate is finished yet; the same command starts again in {out}"
     finished = f"{display.done} of {display.total} candidates are finished"
@@ -240,12 +281,21 @@ class _Display:
         if self.bar is not None:
             self.bar.stop()
 
+    def line(self, text: str) -> None:
+        """Show what a recipe does."""
+        if self.quiet:
+            return
+        if self.bar is not None:
+            self.bar.update(self.task, description=text)
+        else:
+            self.console.print(text, highlight=False, markup=False)
+
     def cell(self, done: int, total: int, cell: Cell, what: str) -> None:
         """Show what is done with which cell."""
         self.done, self.total = done, total
         if self.quiet:
             return
-        label = f"{cell.runtime} {cell.precision} {cell.size[0]}x{cell.size[1]}: {what}"
+        label = f"{cell.made} {cell.runtime} {cell.precision} {cell.size[0]}x{cell.size[1]}: {what}".lstrip()
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total, description=label, count=f"{done}/{total}")
         else:

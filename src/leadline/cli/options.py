@@ -28,6 +28,12 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
+def parse_part(reference: str) -> dict[str, str | None]:
+    """`DATA` or `DATA#SPLIT` as `data` and `split` of a configuration."""
+    data, mark, split = reference.partition("#")
+    return {"data": data, "split": split if mark else None}
+
+
 REFERENCE_HELP = "Zoo name, checkpoint or bundle folder, .onnx with a contract beside it, hf:OWNER/NAME or HF folder."
 
 Model = Annotated[str, typer.Option("--model", "-m", metavar="REF", help=REFERENCE_HELP)]

@@ -13,7 +13,7 @@ from leadline.cli import INTERRUPTED
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from leadline.studies.measurement import Measurement
+    from leadline.studies.measurement import Figure, Measurement
     from leadline.studies.recipe import Recipe
     from leadline.studies.recipe_run import Outcome
     from leadline.studies.results import Result
@@ -104,8 +104,6 @@ def _print(outcome: Outcome) -> None:
 
 
 def _cells(one: Result, row: Measurement, primary: str) -> list[str]:
-    from leadline.studies.recommend import ends
-
     assert row.accuracy
     assert row.latency
     change = row.accuracy.change.get(primary)
@@ -117,12 +115,16 @@ def _cells(one: Result, row: Measurement, primary: str) -> list[str]:
         _number(row.size_mb, 1, 2),
         _number(row.packed_mb, 1, 2),
         f"{row.accuracy.metrics[primary].value:.4f}",
-        f"{change.value:+.4f}{ends(change) or ' [n/a]'}" if change else "before",
+        f"{change.value:+.4f}{_ends(change)}" if change else "before",
         f"{row.latency.p50:.2f}",
         f"{row.latency.iqr:.2f}",
         f"{1 / row.latency.ratio:.2f}",
         _number(row.memory_mb, 1, 0),
     ]
+
+
+def _ends(change: Figure) -> str:
+    return f" [{change.low:+.4f}, {change.high:+.4f}]" if change.n > 1 else " [n/a]"
 
 
 def _number(value: float | None, unit: float, digits: int) -> str:

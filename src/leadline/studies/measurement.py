@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+
+def folder_name(made: str, runtime: str, precision: str, size: tuple[int, int]) -> str:
+    """A candidate as part of a path: `prune-channels-0.5-openvino-fp32-224x288`."""
+    done = re.sub(r"[^A-Za-z0-9.]+", "-", made).strip("-")
+    return f"{done}-{runtime}-{precision}-{size[0]}x{size[1]}".lstrip("-")
 
 
 class Status(StrEnum):
@@ -94,6 +101,7 @@ class Measurement(_Row):
     Args:
         key: hash of everything that decides the row.
         model: reference of the model.
+        made: what was done to it before the export, in words; empty where nothing was.
         runtime: engine.
         precision: asked for.
         precision_ran: what the engine computed in.
@@ -116,6 +124,7 @@ class Measurement(_Row):
 
     key: str
     model: str
+    made: str = ""
     runtime: str
     precision: str
     precision_ran: str = ""
@@ -137,8 +146,13 @@ class Measurement(_Row):
 
     @property
     def name(self) -> str:
-        """`openvino int8-static 224x288` (height x width)."""
-        return f"{self.runtime} {self.precision} {self.height}x{self.width}"
+        """`openvino int8-static 224x288` (height x width), before it what was done to the model."""
+        return f"{self.made} {self.runtime} {self.precision} {self.height}x{self.width}".strip()
+
+    @property
+    def folder(self) -> str:
+        """Name of what the study keeps of it."""
+        return folder_name(self.made, self.runtime, self.precision, (self.height, self.width))
 
     def carried(self) -> dict[str, Any]:
         """The figures as they lie beside the result that they belong to, without what means something here alone."""

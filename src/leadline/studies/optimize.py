@@ -12,11 +12,12 @@ from leadline.output import check_writable, output_lock
 from leadline.studies.ground_truth import choose_protocol, choose_scenes
 from leadline.studies.recommend import Limits, Recommendation, recommend
 from leadline.studies.running import run_study
-from leadline.studies.study import Outcome, Study
+from leadline.studies.study import REFERENCE_RUNTIME, Outcome, Study
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from leadline.studies.searching import Found, Training
     from leadline.studies.study import Cell
 
 
@@ -47,10 +48,14 @@ def optimize(
     protocol: str | None = None,
     out: Path | str = "runs/optimize",
     limits: Limits | None = None,
+    training: Training | None = None,
     on_cell: Callable[[int, int, Cell, str], None] | None = None,
+    on_line: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Optimized:
     """Export a model to every runtime, precision and size, measure each, and recommend one.
+
+    With `training`, recipes make further networks of the model first, and each is a candidate as the model is.
 
     Args:
         model: reference.
@@ -58,7 +63,9 @@ def optimize(
         protocol: by name, variants included; None takes `plain`, or `fidelity` where there is no ground truth.
         out: folder of the study; run again with the same, it continues there.
         limits: the user's; the default allows a loss of 0.01 of the primary metric.
+        training: data and time for recipes; None tries none.
         on_cell: called with (number, of how many, cell, what is done now).
+        on_line: takes each line of the recipes' progress.
         options: further fields of `leadline.studies.study.Study`.
 
     Raises:
@@ -76,10 +83,36 @@ def optimize(
     chosen, notice = choose_protocol(data, options["split"], protocol)
     check_writable(folder)
     with output_lock(folder):
+        notices = [scenes, part, notice]
+        if training is not None:
+            made = _recipes(model, training, options, folder, on_line or (lambda line: None))
+            options["networks"] = tuple(made.networks)
+            notices += [*_learned(training, data, options["split"]), *made.notices]
         study = Study(model=model, data=data, protocol=chosen, **options)
-        outcome = replace(run_study(study, folder, on_cell), notices=tuple(filter(None, (scenes, part, notice))))
+        outcome = replace(run_study(study, folder, on_cell), notices=tuple(filter(None, notices)))
         advice = recommend(outcome.rows, outcome.reference, bounds)
         return Optimized(outcome, advice, write_report(outcome, advice, bounds))
+
+
+def _recipes(
+    model: str, training: Training, options: dict[str, Any], folder: Path, say: Callable[[str], None]
+) -> Found:
+    """Networks for the engine whose time counts: the first that is asked for, else ONNX Runtime."""
+    from leadline.compression import Target
+    from leadline.studies.searching import search
+
+    engines = [name for name in options.get("runtimes", ()) if name != REFERENCE_RUNTIME] or ["onnxruntime"]
+    sizes = options.get("sizes", ())
+    target = Target(runtime=engines[0], threads=options.get("threads", 1), size=sizes[0] if sizes else None)
+    return search(model, training, target, folder / "recipes", say)
+
+
+def _learned(training: Training, data: str, split: str | None) -> list[str]:
+    """A notice where the pictures of the figures are learned, too."""
+    sources = [(source["data"], source.get("split")) for source in training.train.get("sources", ())]
+    if (data, split) not in sources:
+        return []
+    return [f"Recipes learned on {data}, on which all is measured: what they made looks better than it is."]
 
 
 def refuse_inside(out: Path, what: str, source: str | None) -> None:

@@ -119,12 +119,18 @@ def load_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise ConfigError("bad recipe", where=path, **explain(error, Recipe)) from error
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"steps": [_located(one, path) for one in recipe.steps]}
     for key in ("validation", "score", "calibration"):
         part = getattr(recipe, key)
         if part is not None and part.data is not None:
             changes[key] = part.model_copy(update={"data": located_data(part.data, path)})
     return recipe.model_copy(update=changes)
+
+
+def _located(step: Step, file: Path) -> Step:
+    """A step whose files are looked for as the recipe's other paths are."""
+    files = {key: Path(located_path(str(value), file)) for key, value in step if isinstance(value, Path)}
+    return step.model_copy(update=files)
 
 
 def train_file(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline import __version__
@@ -12,7 +13,7 @@ from leadline.bundle import Bundle, load_bundle, write_bundle
 from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.compression import Place
 from leadline.errors import ConfigError, OutputError
-from leadline.output import check_writable, output_lock, write_atomic
+from leadline.output import check_writable, output_lock, sha256_file, write_atomic
 from leadline.reference import load_model
 from leadline.studies.before_after import RUNS, measure
 from leadline.studies.recipe_start import begin
@@ -21,7 +22,6 @@ from leadline.studies.study import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from leadline.compression import Step
     from leadline.reference import LoadedModel
@@ -127,8 +127,9 @@ def run_steps(
 
 def step_key(network: LoadedModel, step: Step, given: dict[str, Any]) -> str:
     """SHA-256 over all that decides what a step makes: the network, the options, the parts of the recipe it reads."""
+    files = {key: sha256_file(path) for key, path in step if isinstance(path, Path) and path.is_file()}
     facts = {"leadline": __version__, "network": network_hash(network), "step": step.model_dump(mode="json")}
-    return _hash(facts | {"given": given})
+    return _hash(facts | {"given": given} | ({"files": files} if files else {}))
 
 
 def network_hash(network: LoadedModel) -> str:
@@ -241,6 +242,7 @@ def _save(folder: Path, network: LoadedModel, lineage: tuple[dict[str, Any], ...
         config=network.config,
         contract=network.contract,
         lineage=lineage,
+        quantization=network.quantization,
     )
 
 

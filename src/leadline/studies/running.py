@@ -120,20 +120,22 @@ def _candidates(study: Study, out: Path) -> list[_Candidate]:
     get_protocol(study.protocol).alignment_for(loaded.contract.output.kind, study.model)  # refused before any export
     machine = fingerprint()
     plan = cells(study, loaded.contract)
-    macs = {size: count_macs(loaded.model, size) for size in {cell.size for cell in plan}}
+    networks = {"": loaded} | {made: load_model(folder) for made, folder in study.networks}
+    macs = {place: count_macs(networks[place[0]].model, place[1]) for place in {(one.made, one.size) for one in plan}}
     found = []
     for cell in plan:
-        key = cell_key(study, cell, loaded, machine)
+        key = cell_key(study, cell, networks[cell.made], machine)
         base = Measurement(
             key=key,
             model=study.model,
+            made=cell.made,
             runtime=cell.runtime,
             precision=cell.precision,
             height=cell.size[0],
             width=cell.size[1],
             status=Status.FAILED,
-            macs=macs[cell.size],
-            parameters=count_parameters(loaded.model),
+            macs=macs[cell.made, cell.size],
+            parameters=count_parameters(networks[cell.made].model),
             machine=machine,
         )
         name = f"{cell.folder}-{key[:8]}"
@@ -197,7 +199,7 @@ def _prepare(study: Study, one: _Candidate) -> dict[str, Any]:
     one.panel.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, study.threads)
     order = {
-        "model": study.model,
+        "model": dict(study.networks).get(one.cell.made, study.model),
         "runtime": one.cell.runtime,
         "precision": one.cell.precision,
         "size": list(one.cell.size),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from leadline import __version__
 from leadline.errors import ConfigError
 from leadline.runtimes.base import RUNTIMES, Precision, runtime
+from leadline.studies.measurement import folder_name
 
 if TYPE_CHECKING:
     from leadline.contract import Contract
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from leadline.runtimes.base import Runtime
     from leadline.studies.measurement import Measurement
 
+_CHOICE = ("runtimes", "precisions", "sizes", "networks")  # of candidates; what is true of each stands in its cell
 REFERENCE_RUNTIME, REFERENCE_PRECISION = "torch", "fp32"
 
 
@@ -39,6 +41,7 @@ class Study:
         runs: timed runs per candidate.
         calibration: data set reference for static INT8; None calibrates on rendered scenes.
         calibration_count: pictures for static INT8.
+        networks: what recipes made of the model, as (in words, checkpoint folder); each is a candidate like the model.
     """
 
     model: str
@@ -53,20 +56,22 @@ class Study:
     runs: int = 60
     calibration: str | None = None
     calibration_count: int = 64
+    networks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One candidate of a study."""
+    """One candidate of a study: of the model itself, or of what a recipe made of it."""
 
     runtime: str
     precision: str
     size: tuple[int, int]
+    made: str = ""
 
     @property
     def folder(self) -> str:
         """Name of its bundle's folder."""
-        return f"{self.runtime}-{self.precision}-{self.size[0]}x{self.size[1]}"
+        return folder_name(self.made, self.runtime, self.precision, self.size)
 
 
 @dataclass
@@ -107,9 +112,10 @@ def cells(study: Study, contract: Contract) -> list[Cell]:
             raise ConfigError("unknown precision", where=precision, mend=f"known: {', '.join(sorted(known))}")
     own = default_sizes(contract)
     found = [Cell(REFERENCE_RUNTIME, REFERENCE_PRECISION, own[0])]  # another size would hide its own loss from the drop
-    for size, name in product(study.sizes or own, study.runtimes or RUNTIMES):
+    networks = ("", *(made for made, _ in study.networks))
+    for made, size, name in product(networks, study.sizes or own, study.runtimes or RUNTIMES):
         wanted = study.precisions or runtime(name).precisions
-        found += [Cell(name, precision.value, size) for precision in Precision if precision in wanted]
+        found += [Cell(name, precision.value, size, made) for precision in Precision if precision in wanted]
     return list(dict.fromkeys(found))
 
 
@@ -130,9 +136,9 @@ def cell_key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, A
         "leadline": __version__,
         "weights": weights_hash(loaded),
         "contract": loaded.contract.model_dump(mode="json"),
-        "cell": asdict(cell),
+        "cell": {key: value for key, value in asdict(cell).items() if value},
         "engine": adapter.availability().version,
-        "study": {key: value for key, value in asdict(study).items() if key not in ("runtimes", "precisions", "sizes")},
+        "study": {key: value for key, value in asdict(study).items() if key not in _CHOICE},
         "machine": machine,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -111,7 +111,7 @@ def _slower_than_fp32(row: Measurement, measured: Sequence[Measurement]) -> str 
     full = [
         other
         for other in measured
-        if (other.runtime, other.height, other.width) == (row.runtime, row.height, row.width)
+        if (other.made, other.runtime, other.height, other.width) == (row.made, row.runtime, row.height, row.width)
         and other.precision == "fp32"
     ]
     if row.precision == "fp32" or not full or row.latency is None or full[0].latency is None:

@@ -113,7 +113,7 @@ def scenes(outcome: Outcome, found: Sequence[Candidate]) -> tuple[list[Scene], s
 
 def _file(outcome: Outcome, candidate: Candidate) -> Path:
     row = candidate.row
-    return outcome.folder / "panel" / f"{row.runtime}-{row.precision}-{row.height}x{row.width}.npz"
+    return outcome.folder / "panel" / f"{row.folder}.npz"
 
 
 def _maps(path: Path) -> dict[str, Values]:

@@ -1,0 +1,139 @@
+"""`leadline optimize --train-data`: recipes in order of promise within a budget, and their networks as candidates."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+from typer.testing import CliRunner
+
+import tiny_models
+from leadline.checkpoint import save_checkpoint
+from leadline.cli import app
+from leadline.compression import Judged, Place, Step, Target
+from leadline.errors import ConfigError
+from leadline.reference import LoadedModel
+from leadline.studies import recipe, searching
+from leadline.studies.searching import Training, search
+from leadline.studies.study import Cell, Study, cell_key, cells
+
+SCENES = "rendered:room,count=3,height=72,width=96"
+TRAIN: dict[str, Any] = {"sources": [{"data": SCENES, "split": "train"}], "batch": 2}
+
+
+class Slow(Step):
+    """Say so many lines, each of which takes a minute of a clock that the test holds."""
+
+    uses: ClassVar[frozenset[str]] = frozenset()
+    minutes_gone: ClassVar[list[int]] = [0]
+
+    step: Literal["slow"] = "slow"
+    minutes: int = 1
+    fails: bool = False
+
+    def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
+        if self.fails:
+            raise ConfigError("cannot be narrowed", where="conv5")
+        for number in range(self.minutes):
+            self.minutes_gone[0] += 1
+            place.say(f"minute {number}")
+        return replace(source)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    loaded = tiny_models.cnn()
+    assert loaded.config is not None
+    facts = {"architecture": "fastdepth", "config": loaded.config, "contract": loaded.contract}
+    save_checkpoint(folder, loaded.model, **facts)  # type: ignore[arg-type]
+    return str(folder)
+
+
+@pytest.fixture
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes of 1, 2, 0 (fails) and 4 minutes, then one more."""
+    Slow.minutes_gone[0] = 0
+    slow = [{"step": "slow", "minutes": minutes} for minutes in (1, 2, 9, 4, 1)]
+    slow[2]["fails"] = True
+    listed = [(f"recipe {number}", [step]) for number, step in enumerate(slow)]
+    monkeypatch.setattr(searching, "candidates", lambda training: listed)
+    monkeypatch.setattr(searching.time, "monotonic", lambda: 60.0 * Slow.minutes_gone[0])
+    known = recipe.known_steps() | {"slow": Slow}
+    monkeypatch.setattr(recipe, "known_steps", lambda: known)
+
+
+@pytest.mark.usefixtures("_clock")
+def test_recipes_are_tried_in_their_order_until_the_budget_ends(model: str, tmp_path: Path) -> None:
+    lines: list[str] = []
+    found = search(model, Training(TRAIN, minutes=5), Target(runtime="torch"), tmp_path, lines.append)
+    assert [made for made, _ in found.networks] == ["recipe 0", "recipe 1"]
+    assert all((Path(folder) / "weights.safetensors").is_file() for _, folder in found.networks)
+    assert [notice.partition(":")[0] for notice in found.notices] == ["recipe 2", "recipe 3", "recipe 4"]
+    assert "cannot be narrowed" in found.notices[0]
+    assert "not finished within 5 min" in found.notices[1]
+    assert "not tried" in found.notices[2]
+    Slow.minutes_gone[0] = 0
+    again = search(model, Training(TRAIN, minutes=5), Target(runtime="torch"), tmp_path, lines.append)
+    assert [made for made, _ in again.networks] == ["recipe 0", "recipe 1", "recipe 3", "recipe 4"]  # done ones cost 0
+
+
+def test_only_steps_that_exist_and_have_their_data_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Judged(data=SCENES)
+    both = [[step["step"] for step in steps] for _, steps in searching.candidates(Training(TRAIN, judged))]
+    alone = [[step["step"] for step in steps] for _, steps in searching.candidates(Training(TRAIN))]
+    assert ["finetune"] in alone
+    assert not any("netadapt" in steps for steps in alone)
+    assert all(steps in both for steps in alone)
+    monkeypatch.setattr(searching, "known_steps", lambda: {"finetune": recipe.known_steps()["finetune"]})
+    assert searching.candidates(Training(TRAIN, iterations=7)) == [
+        ("fine-tuned", [{"step": "finetune", "iterations": 7}])
+    ]
+
+
+def test_every_candidate_recipe_is_valid_today(model: str) -> None:
+    for _, steps in searching.candidates(Training(TRAIN, Judged(data=SCENES))):
+        made = recipe.Recipe.model_validate(
+            {"model": model, "train": TRAIN, "validation": {"data": SCENES}, "steps": steps}
+        )
+        assert [one.step for one in made.steps] == [one["step"] for one in steps]
+
+
+def test_networks_of_recipes_are_candidates_beside_the_model() -> None:
+    loaded = tiny_models.cnn()
+    study = Study("m", runtimes=("torch",), precisions=("fp32",), sizes=((64, 96),))
+    assert cells(study, loaded.contract) == [Cell("torch", "fp32", (64, 96))]
+    more = replace(study, networks=(("pruned 50%", "folder"),))
+    assert cells(more, loaded.contract) == [
+        Cell("torch", "fp32", (64, 96)),
+        Cell("torch", "fp32", (64, 96), "pruned 50%"),
+    ]
+    assert cells(more, loaded.contract)[1].folder == "pruned-50-torch-fp32-64x96"
+    first = cells(study, loaded.contract)[0]
+    assert cell_key(study, first, loaded, {}) == cell_key(more, first, loaded, {})  # what is measured stays measured
+
+
+def test_flags_of_training_need_data() -> None:
+    base = ["optimize", "random:fastdepth-pruned", "--data", SCENES, "--out", "nowhere"]
+    for flags in (["--validation", SCENES], ["--batch", "2"]):
+        result = CliRunner().invoke(app, [*base, *flags])
+        assert result.exit_code == 2
+        assert f"nothing is trained '{flags[0]}'" in result.stderr
+
+
+@pytest.mark.slow
+def test_optimize_measures_what_recipes_made(model: str, tmp_path: Path) -> None:
+    options = ["--train-data", f"{SCENES}#train", "--batch", "2", "--train-iterations", "1", "--budget", "20"]
+    options += ["--runtime", "torch", "--precision", "fp32", "--runs", "6", "--out", str(tmp_path / "out"), "--json"]
+    result = CliRunner().invoke(app, ["optimize", model, "--data", SCENES, *options])
+    assert result.exit_code in (0, 1), result.output
+    answer = json.loads(result.stdout)
+    made = {row["made"]: row for row in answer["rows"]}
+    assert {"", "channels of 50% MACs", "fine-tuned"} <= made.keys()
+    assert all(row["status"] == "measured" for row in made.values())
+    assert made["channels of 50% MACs"]["macs"] < 0.6 * made[""]["macs"]
+    assert made["fine-tuned"]["parameters"] == made[""]["parameters"]
+    assert "channels of 50% MACs torch fp32" in Path(answer["report"]).read_text()
