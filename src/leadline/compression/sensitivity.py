@@ -167,7 +167,7 @@ def order(sensitivity: Sensitivity, kind: SensitivityKind = "bits", *, bits: int
 def per_layer_amounts(
     sensitivity: Sensitivity, target: float, *, kind: Literal["pruning", "channels"] = "pruning"
 ) -> dict[str, float]:
-    """Shares of zeros per layer, or of channels to remove per group, that together make `target`, with one loss for all layers.
+    """Shares of zeros per layer, or of channels to remove per group, that make `target` with one loss for all.
 
     Each layer's loss is taken as its measured curve: through (0, 0), linear between the measured shares, never falling,
     and not continued beyond the largest. Every layer gets the largest share whose loss is at most the common one, and

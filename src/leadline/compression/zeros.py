@@ -6,6 +6,7 @@ Pure functions: `prune` for PyTorch modules, `prune_onnx` for ONNX graphs; `lead
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,8 +124,13 @@ def cut(layers: Sequence[Weighted], rule: Rule) -> Cut:
     if rule.scope == "layer":
         return Cut({name: _smallest(values, rule.amount) for name, values in sizes.items()})
     together = _smallest(torch.cat([values.flatten() for values in sizes.values()]), rule.amount)
-    parts = together.split([values.numel() for values in sizes.values()])
-    return Cut({name: part.view(values.shape) for (name, values), part in zip(sizes.items(), parts, strict=True)})
+    ends = itertools.accumulate(values.numel() for values in sizes.values())
+    return Cut(
+        {
+            name: together[end - v.numel() : end].view(v.shape)
+            for (name, v), end in zip(sizes.items(), ends, strict=True)
+        }
+    )
 
 
 def prune(model: nn.Module, rule: Rule, example: Tensor | None = None) -> nn.Module:
