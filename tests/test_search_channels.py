@@ -69,7 +69,7 @@ def test_a_masked_network_is_the_pruned_one_and_costs_what_it_costs(seed: int) -
     assert 0 < int(on.sum()) < chart.units
     assert float(network.costs.of("macs", on)) == count_macs(pruned, SIZE)
     norms = sum(p.numel() for m in pruned.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
-    assert float(network.costs.of("weights", on)) == count_parameters(pruned) - norms
+    assert float(network.costs.of("params", on)) == count_parameters(pruned) - norms
 
 
 def test_taking_the_masks_off_leaves_the_trained_weights() -> None:
@@ -123,7 +123,7 @@ def test_cost_in_closed_form_with_its_gradient() -> None:
     costs = Costs(model, chart, (8, 16))  # 4 x 8 = 32 positions behind the stride
     row = torch.tensor([1.0, 0.5, 0.25, 0.0], dtype=torch.float64, requires_grad=True)
     n = 1.75
-    weights, macs = costs.of("weights", row), costs.of("macs", row)
+    weights, macs = costs.of("params", row), costs.of("macs", row)
     assert weights.item() == pytest.approx(n * 3 * 9 + n * (9 + 1) + 2 * n + 2)
     assert macs.item() == pytest.approx(32 * (n * 3 * 9 + n * 9 + 2 * n))
     (gradient,) = torch.autograd.grad(macs, row)

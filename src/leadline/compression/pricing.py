@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
     from leadline.compression.channel_map import ChannelMap
 
-Resource = Literal["macs", "weights"]
+Resource = Literal["macs", "params"]
 RECENT = 10  # the last tenth of a search decides what stays
 
 
 class Costs(nn.Module):
-    """Multiply-accumulates and weights of a network from the units that are on.
+    """Multiply-accumulates and parameters of a network from the units that are on.
 
     Of a layer: effective outputs x effective inputs x window (x positions); of a depthwise one outputs x window; one
-    more weight per output with a bias. Products that are no layer (attention) count as in the whole network.
+    more parameter per output with a bias. Batch norms have none here, since engines fold them away; products that are
+    no layer (attention) count as in the whole network.
 
     Args:
         model: the network.
@@ -61,7 +62,7 @@ class Costs(nn.Module):
         self.fixed = count_macs(model, size) - float(self.of("macs", everything))
 
     def of(self, resource: Resource, row: Tensor) -> Tensor:
-        """A scalar, float64: multiply-accumulates, or weights.
+        """A scalar, float64: multiply-accumulates, or parameters.
 
         Args:
             resource: which.

@@ -51,7 +51,7 @@ class SearchChannels(Step):
 
     step: Literal["search-channels"] = "search-channels"
     targets: dict[Resource, Share] = Field(
-        default={}, description="share of the network's macs or weights to stay, as in {macs: 0.5}"
+        default={}, description="share of the network's macs or params to stay, as in {macs: 0.5}"
     )
     strengths: dict[Resource, Strength] = Field(
         default={}, description="instead of targets: factor of the raw cost in the loss, as in {macs: 1.0e-9}"
