@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 HELP = """Turn a model into a bundle that a runtime runs.
 
-Runtimes: torch, onnxruntime, openvino (see `leadline doctor`). Precisions: fp32, fp16, bf16, int8-dynamic, int8-static;
-an engine refuses those that it does not have. Static INT8 is calibrated on the pictures of --calibration (a folder or
-a data set; without it, rendered rooms and streets). The bundle is compared with PyTorch at once: a difference that its
-precision does not explain is an error, and nothing is written. What the engine really computes in is read back."""
+Runtimes: torch, onnxruntime, openvino (see `leadline doctor`). Precisions: fp32, fp16, bf16, int8-weights,
+int8-dynamic, int8-static; an engine refuses those that it does not have. Static INT8 is calibrated on the pictures of
+--calibration (a folder or a data set; without it, rendered rooms and streets). The bundle is compared with PyTorch at
+once: a difference that its precision does not explain is an error, and nothing is written. What the engine really
+computes in is read back."""
 
 EXAMPLES = (
     "leadline export leadline-s-indoor --runtime onnxruntime --out runs/fp32",
@@ -44,7 +46,7 @@ def command(
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="At most so many calibration pictures.")] = 100,
     method: Annotated[
-        str, typer.Option("--method", help="How activation ranges are found: minmax, percentile or entropy.")
+        str, typer.Option("--method", help="How activation ranges are found: minmax, percentile, entropy or mse.")
     ] = "minmax",
     percentile: Annotated[float, typer.Option("--percentile", help="Of |x| that --method percentile keeps.")] = 99.99,
     per_channel: Annotated[
@@ -53,6 +55,16 @@ def command(
     symmetric: Annotated[
         bool, typer.Option("--symmetric", help="Activation ranges symmetric about zero (static INT8).")
     ] = False,
+    equalise: Annotated[
+        bool, typer.Option("--equalise", help="Even out weights along chains of convolutions with ReLU (static INT8).")
+    ] = False,
+    bias_correction: Annotated[
+        bool, typer.Option("--bias-correction", help="Take each layer's mean error out of its bias (static INT8).")
+    ] = False,
+    smooth: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--smooth", metavar="ALPHA", help="SmoothQuant for transformers, 0 to 1 (static INT8)."),
+    ] = None,
     exclude: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--exclude", metavar="NODE", help="A graph node that stays in float; may be given again."),
@@ -71,9 +83,9 @@ def command(
     from leadline.errors import ConfigError, closest
     from leadline.manifest import manifest_kind
     from leadline.output import check_writable
-    from leadline.runtimes.base import CALIBRATIONS, Precision, required
+    from leadline.runtimes.base import CALIBRATIONS, ExportOptions, Precision, refuse_precision, required
 
-    required(runtime)
+    adapter = required(runtime)
     if precision not in list(Precision):
         raise ConfigError("unknown precision", where=precision, mend=closest(precision, list(Precision)))
     if method not in CALIBRATIONS:
@@ -81,34 +93,42 @@ def command(
     if calibration is not None and precision != Precision.INT8_STATIC:
         mend = "leave --calibration out, or ask for int8-static"
         raise ConfigError("nothing to calibrate", where=precision, mend=mend)
+    size_wanted = parse_size(size)
+    options = ExportOptions(
+        precision=Precision(precision),
+        size=size_wanted,
+        dynamic=dynamic,
+        method=method,
+        percentile=percentile,
+        per_channel=per_channel,
+        symmetric=symmetric,
+        exclude=tuple(exclude or ()),
+        equalise=equalise,
+        bias_correction=bias_correction,
+        smooth=smooth,
+    )
+    refuse_precision(adapter, options)
     folder = out or Path(f"{_plain(reference)}-{runtime}-{precision}")
     check_writable(folder.parent)
     replaced = manifest_kind(folder) == "bundle"
 
     from leadline.reference import load_exportable
-    from leadline.runtimes.base import ExportOptions
     from leadline.runtimes.calibration import calibration_inputs
     from leadline.runtimes.export import export_bundle
+    from leadline.runtimes.onnx_trained import has_trained_grids
 
     with _status(json) as tell:
         tell("loading")
-        loaded, wanted = load_exportable(reference), parse_size(size)
-        inputs = []
-        if precision == Precision.INT8_STATIC:
+        loaded = load_exportable(reference)
+        if precision == Precision.INT8_STATIC and has_trained_grids(loaded):
+            if calibration is not None:
+                why = "quantisation-aware training fixed its ranges"
+                raise ConfigError("nothing to calibrate in", where=reference, why=why, mend="leave --calibration out")
+        elif precision == Precision.INT8_STATIC:
             tell("preparing calibration pictures")
-            inputs = calibration_inputs(calibration, loaded.contract, wanted, count)
+            inputs = calibration_inputs(calibration, loaded.contract, size_wanted, count)
+            options = replace(options, calibration=inputs)
         tell("exporting and comparing with PyTorch")
-        options = ExportOptions(
-            precision=Precision(precision),
-            size=wanted,
-            dynamic=dynamic,
-            calibration=inputs,
-            method=method,
-            percentile=percentile,
-            per_channel=per_channel,
-            symmetric=symmetric,
-            exclude=tuple(exclude or ()),
-        )
         bundle = export_bundle(loaded, runtime, options, folder)
         tell("counting")
         counts = _counts(loaded, bundle)
@@ -151,6 +171,8 @@ def _text(facts: dict[str, Any]) -> str:
         f"({parity['relative']:.2%} of the spread), largest {parity['max_abs']:.3g}, "
         f"δ1 {parity['delta1']:.4f}, correlation {parity['correlation']:.5f}",
     ]
+    if details.get("calibration") == "trained":
+        lines.append("ranges and INT8 weights: as quantisation-aware training left them, not calibrated")
     lines += [f"note: {note}" for note in details.get("notes", ())]
     if facts["replaced"]:
         lines.append(f"note: this replaces the earlier bundle at {facts['bundle']}")

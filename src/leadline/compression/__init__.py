@@ -7,10 +7,18 @@ from typing import Annotated
 from pydantic import Field
 
 from leadline.compression.base import Judged, Pictures, Place, Step, Target
+from leadline.compression.channels import PruneChannels
 from leadline.compression.finetune import FineTune
 from leadline.compression.magnitude import PruneMagnitude
+from leadline.compression.netadapt import NetAdapt
+from leadline.compression.qat import QuantisationAwareTraining
+from leadline.compression.quantize import Quantize
+from leadline.compression.sampling import SearchConfigs
 from leadline.compression.search import SearchChannels
 
 __all__ = ["AnyStep", "Judged", "Pictures", "Place", "Step", "Target"]
 
-AnyStep = Annotated[FineTune | PruneMagnitude | SearchChannels, Field(discriminator="step")]
+AnyStep = Annotated[
+    FineTune | NetAdapt | PruneChannels | PruneMagnitude | QuantisationAwareTraining | Quantize | SearchChannels | SearchConfigs,
+    Field(discriminator="step"),
+]

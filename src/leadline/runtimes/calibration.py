@@ -159,7 +159,7 @@ class Activation:
         """Second pass: fill the histogram."""
         size = np.abs(values[values != 0])
         self.zeros += values.size - size.size
-        if self.largest > 0:
+        if self.largest > BINS * float(np.finfo(np.float32).tiny):  # below that, bins have no width
             self.counts += np.histogram(size, BINS, range=(0.0, self.largest))[0]
 
     def limits(self, method: Calibration, percentile: float = 99.99, *, symmetric: bool = False) -> tuple[float, float]:
@@ -175,7 +175,7 @@ class Activation:
             clip = percentile_clip(self.counts, self.zeros, percentile) * self.largest / BINS
         elif method == "entropy":
             clip = entropy_clip(self.counts) * self.largest / BINS
-        elif method == "mse" and self.largest > 0:
+        elif method == "mse" and self.counts.any():
             sides = (1.0, 1.0) if symmetric else (max(-self.low, 0) / self.largest, max(self.high, 0) / self.largest)
             clip = mse_clip(self.counts, (sides[0] * BINS, sides[1] * BINS)) * self.largest / BINS
         low, high = max(min(self.low, 0.0), -clip), min(max(self.high, 0.0), clip)
@@ -244,10 +244,10 @@ def mse_clip(counts: NDArray[np.int64], sides: tuple[float, float]) -> int:
 
     def error(edge: int) -> float:
         step = (min(edge, sides[0]) + min(edge, sides[1])) / STEPS
-        inside = filled[filled < edge]
+        inside, beyond = filled[filled < edge], filled[filled >= edge]
         rounding = (_squared_rounding(inside + 1.0, step) - _squared_rounding(inside * 1.0, step)) @ counts[inside]
-        above = filled[filled >= edge] - float(edge)
-        return float(rounding + (((above + 1) ** 3 - above**3) / 3) @ counts[filled >= edge])
+        above = beyond - float(edge)
+        return float(rounding + (((above + 1) ** 3 - above**3) / 3) @ counts[beyond])
 
     coarse = min(range(COARSE, len(counts) + 1, COARSE), key=error)
     near = range(max(1, coarse - COARSE + 1), min(len(counts), coarse + COARSE - 1) + 1)

@@ -115,4 +115,9 @@ def _step(runtime: str, options: ExportOptions, size: tuple[int, int]) -> dict[s
     }
     if options.calibration:
         step |= {"calibration": plain.method, "calibration_pictures": len(options.calibration)}
+    if plain.precision.startswith("int8"):
+        usual = ExportOptions()
+        asked = ("percentile", "per_channel", "symmetric", "equalise", "bias_correction", "smooth")
+        step |= {key: value for key in asked if (value := getattr(plain, key)) != getattr(usual, key)}
+        step |= {"exclude": list(plain.exclude)} if plain.exclude else {}
     return step

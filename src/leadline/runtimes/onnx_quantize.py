@@ -15,7 +15,7 @@ from leadline.runtimes.calibration import activation_limits
 from leadline.runtimes.onnx_graph import WEIGHTED, Graph, session, slim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import onnx
     from numpy.typing import NDArray
@@ -44,7 +44,7 @@ def static_int8(proto: onnx.ModelProto, options: ExportOptions, *, name: str) ->
         ready, details["corrected_biases"] = corrected(ready, quantised, options.calibration)
         quantised = with_pairs(ready, limits, options)
     details |= {
-        "quantised_layers": _layers_between_pairs(quantised),
+        "quantised_layers": int8_layers(quantised),
         "per_channel": options.per_channel,
         "symmetric": options.symmetric,
         "calibration": options.method,
@@ -89,7 +89,10 @@ def calibrated(ready: onnx.ModelProto, options: ExportOptions) -> dict[str, tupl
 
 
 def with_pairs(
-    ready: onnx.ModelProto, limits: Mapping[str, tuple[float, float]], options: ExportOptions
+    ready: onnx.ModelProto,
+    limits: Mapping[str, tuple[float, float]],
+    options: ExportOptions,
+    grids: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> onnx.ModelProto:
     """Put Q/DQ pairs around every layer that is to be quantised.
 
@@ -97,6 +100,7 @@ def with_pairs(
         ready: from `prepared`.
         limits: from `calibrated`.
         options: per_channel, symmetric and exclude count.
+        grids: steps and zero points by tensor that stand above limits and weights (ONNX Runtime's overrides).
 
     Raises:
         ConfigError: an excluded node does not exist.
@@ -120,7 +124,7 @@ def with_pairs(
             nodes_to_quantize=[],
             nodes_to_exclude=[*excluded(ready, options), *_kept_in_float(ready)],
             op_types_to_quantize=list(_operators(ready)),
-            extra_options={"ActivationSymmetric": options.symmetric},
+            extra_options={"ActivationSymmetric": options.symmetric, "TensorQuantOverrides": dict(grids or {})},
         )
         quantiser.quantize_model()
     quantiser.model.topological_sort()
@@ -135,6 +139,33 @@ def layers(ready: onnx.ModelProto) -> list[str]:
     kept, operators = set(_kept_in_float(ready)), _operators(ready)
     nodes = [node for node in graph.nodes if node.op_type in operators and node.name not in kept]
     return [node.name for node in nodes if graph.weight(node) is not None]
+
+
+def with_neighbours(ready: onnx.ModelProto, names: Iterable[str]) -> tuple[str, ...]:
+    """Layers that leave INT8, and the sums, resizings and the like that then have no INT8 layer on one of their sides.
+
+    Args:
+        ready: from `prepared`.
+        names: of layers.
+    """
+    graph, out = Graph(ready), set(names)
+    whole = {node.name for node in graph.nodes if graph.weight(node) is not None and node.name not in out}
+    whole -= set(_kept_in_float(ready))
+    before: dict[str, bool] = {}  # by tensor: an INT8 layer made it, or made what it was made of
+    for node in graph.nodes:
+        made = node.name in whole or (graph.weight(node) is None and any(before.get(key) for key in node.input))
+        before |= dict.fromkeys(node.output, made)
+    after: dict[str, bool] = {}  # by tensor: an INT8 layer reads it, or what is made of it
+    for node in reversed(graph.nodes):
+        read = node.name in whole or (graph.weight(node) is None and any(after.get(key) for key in node.output))
+        for key in node.input:
+            after[key] = after.get(key, False) or read
+    for node in graph.nodes:
+        if node.op_type in _operators(ready) and graph.weight(node) is None:
+            made, read = any(before.get(key) for key in node.input), any(after.get(key) for key in node.output)
+            if not (made and read):
+                out.add(node.name)
+    return tuple(node.name for node in graph.nodes if node.name in out)
 
 
 def _operators(proto: onnx.ModelProto) -> tuple[str, ...]:
@@ -208,7 +239,7 @@ def _head(proto: onnx.ModelProto) -> list[str]:
     return head
 
 
-def _layers_between_pairs(proto: onnx.ModelProto) -> int:
+def int8_layers(proto: onnx.ModelProto) -> int:
     """Layers with weights whose activation and weight both come out of a DequantizeLinear."""
     real = {name for node in proto.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     return sum(node.op_type in WEIGHTED and real.issuperset(node.input[:2]) for node in proto.graph.node)

@@ -1,0 +1,138 @@
+"""Quantisation after training as a step: a bundle of narrower arithmetic, and in words what it costs and brings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from leadline.bundle import Bundle, load_bundle, write_bundle
+from leadline.compression.base import Place, Step
+from leadline.compression.judging import needed
+from leadline.compression.mixed_precision import Mixture, mixture
+from leadline.compression.verdict import accuracy_change, verdict
+from leadline.errors import ConfigError
+from leadline.manifest import manifest_kind
+from leadline.runtimes.base import (
+    Calibration,
+    ExportOptions,
+    Precision,
+    check_options,
+    refuse_precision,
+    required,
+)
+from leadline.runtimes.calibration import calibration_inputs
+from leadline.runtimes.export import export_bundle
+
+if TYPE_CHECKING:
+    from leadline.reference import LoadedModel
+
+
+class Quantize(Step):
+    """Export in narrower arithmetic, calibrated and corrected as asked, and say what it costs and brings."""
+
+    bundles: ClassVar[bool] = True
+    uses: ClassVar[frozenset[str]] = frozenset({"validation", "calibration", "target"})
+
+    step: Literal["quantize"] = "quantize"
+    runtime: str | None = Field(default=None, description="engine; that of the target where absent")
+    precision: Precision = Field(default=Precision.INT8_STATIC, description="arithmetic")
+    method: Calibration | None = Field(
+        default=None, description="how activation ranges are found; as `calibration` says where absent"
+    )
+    percentile: float = Field(default=99.99, gt=0, le=100, description="of |x| that `percentile` keeps")
+    per_channel: bool = Field(default=True, description="one weight scale per output channel, or one for all")
+    symmetric: bool = Field(default=False, description="activation ranges symmetric about zero")
+    equalise: bool = Field(default=False, description="even out weights along chains of convolutions with ReLU")
+    bias_correction: bool = Field(default=False, description="take the mean error of each layer out of its bias")
+    smooth: float | None = Field(default=None, ge=0, le=1, description="SmoothQuant's alpha, for transformers")
+    exclude: tuple[str, ...] = Field(default=(), description="nodes of the ONNX graph that stay in float")
+    max_drop: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="layers leave INT8 until the primary metric on `validation` loses no more than this"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if "percentile" in self.model_fields_set and self.method not in (None, "percentile"):
+            raise ValueError(f"percentile belongs to method percentile, not to {self.method}")
+        if self.max_drop is not None and self.precision is not Precision.INT8_STATIC:
+            raise ValueError(f"max_drop chooses layers of int8-static, not of {self.precision}")
+        try:
+            check_options(self._options(self.method or "minmax"))
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def apply(self, source: LoadedModel, place: Place) -> Bundle:
+        """A bundle in `place.folder / "bundle"`, its `details["verdict"]` in words and figures.
+
+        Raises:
+            ConfigError: the engine or the network does not take the options, `max_drop` without validation data, or
+                INT8 cannot meet `max_drop`.
+            DataError: the calibration set is empty or unreadable.
+            ParityError: the result is no longer the same network.
+            UnavailableError: the engine is missing.
+        """
+        name = self.runtime or place.target.runtime
+        static = self.precision is Precision.INT8_STATIC
+        method = (self.method or place.calibration.method) if static else "minmax"
+        options = replace(self._options(method), size=place.target.size, cache=place.folder / "graphs")
+        adapter = required(name)
+        refuse_precision(adapter, options)
+        if self.max_drop is not None:
+            needed(place)
+        if static:
+            pictures = place.calibration
+            inputs = calibration_inputs(
+                pictures.data, source.contract, options.size, pictures.count, split=pictures.split
+            )
+            options = replace(options, calibration=inputs)
+        reference = _exported_once(
+            source, name, replace(ExportOptions(), size=options.size, cache=options.cache), place
+        )
+        mixed: Mixture | None = None
+        if self.max_drop is not None:
+            place.say(f"ranking layers, then trying how many must leave INT8 for a loss of at most {self.max_drop:g}")
+            measure = accuracy_change(reference, place)
+            mixed = mixture(source, adapter, options, place, self.max_drop, measure)
+            options = mixed.options
+        bundle = export_bundle(source, name, options, place.folder / "bundle", pictures=place.calibration.data)
+        told = verdict(bundle, reference, place)
+        details = {**bundle.details, "verdict": told}
+        if mixed is not None:
+            details["mixed_precision"] = {"in_float": list(mixed.out), "layers": mixed.layers}
+            told["words"].append(f"{len(mixed.out)} of {mixed.layers} layers left INT8 for a loss of {self.max_drop:g}")
+        for line in told["words"]:
+            place.say(line)
+        return write_bundle(
+            bundle.folder,
+            runtime=bundle.runtime,
+            precision=bundle.precision,
+            contract=bundle.contract,
+            size=bundle.size,
+            dynamic=bundle.dynamic,
+            lineage=bundle.lineage,
+            details=details,
+        )
+
+    def _options(self, method: Calibration) -> ExportOptions:
+        return ExportOptions(
+            precision=self.precision,
+            method=method,
+            percentile=self.percentile,
+            per_channel=self.per_channel,
+            symmetric=self.symmetric,
+            exclude=self.exclude,
+            equalise=self.equalise,
+            bias_correction=self.bias_correction,
+            smooth=self.smooth,
+        )
+
+
+def _exported_once(source: LoadedModel, name: str, options: ExportOptions, place: Place) -> Bundle:
+    """The FP32 bundle of the same engine, which size, time and accuracy are compared with."""
+    folder = place.folder / "fp32"
+    if manifest_kind(folder) == "bundle":
+        return load_bundle(folder)
+    return export_bundle(source, name, options, folder)
