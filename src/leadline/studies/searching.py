@@ -57,13 +57,15 @@ class _OverError(Exception):
 def candidates(training: Training) -> list[tuple[str, list[dict[str, Any]]]]:
     """Recipes as (in words, steps), in order of promise; those whose steps this version has.
 
-    Quantisation is not among them: `optimize` measures every network in each precision anyway.
+    Quantisation after training is not among them: `optimize` measures every network in each precision anyway.
     """
     tuned = {"step": "finetune", "iterations": training.iterations}
-    half = KEPT[0]
+    half, aware = KEPT[0], {"step": "qat", "iterations": training.iterations}
     listed: list[tuple[str, list[dict[str, Any]]]] = [
         *((f"channels of {share:.0%} MACs", [{"step": "prune-channels", "macs": share}, tuned]) for share in KEPT),
         ("fine-tuned", [tuned]),
+        (f"channels of {half:.0%} MACs, INT8-aware", [{"step": "prune-channels", "macs": half}, tuned, aware]),
+        ("INT8-aware", [aware]),
         (f"netadapt to {half:.0%} time", [{"step": "netadapt", "budget": half}, tuned]),
         (f"search to {half:.0%} MACs", [{"step": "search-channels", "targets": {"macs": half}}]),
     ]

@@ -145,9 +145,10 @@ def cell_key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, A
 
 
 def weights_hash(loaded: LoadedModel) -> str:
-    """SHA-256 over names, shapes and bytes of the network's tensors."""
+    """SHA-256 over names, shapes and bytes of the network's tensors, and of its INT8 grids where it has some."""
     digest = hashlib.sha256()
-    for name, tensor in loaded.model.state_dict().items():
+    grids = {} if loaded.quantization is None else loaded.quantization.tensors()
+    for name, tensor in [*loaded.model.state_dict().items(), *grids.items()]:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
