@@ -18,9 +18,10 @@ from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.compression import AnyStep, Place
 from leadline.compression.channel_map import ChannelMap, channel_map
 from leadline.compression.graph import keep
+from leadline.compression.maskable import exact_map
 from leadline.compression.masks import Masks
 from leadline.compression.pricing import Costs, Searched, Terms, final_strength, strength_at
-from leadline.compression.search import SearchChannels, exact_map
+from leadline.compression.search import SearchChannels
 from leadline.errors import ConfigError
 from leadline.evaluation.complexity import count_macs, count_parameters
 from leadline.reference import LoadedModel

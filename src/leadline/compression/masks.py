@@ -13,7 +13,7 @@ masked network equals the pruned one whatever batch norms, activations and depth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -78,6 +78,13 @@ class Masks(nn.Module):
         return strong
 
 
+class Switches(Protocol):
+    """Something that switches units on and off."""
+
+    def on(self) -> Tensor:
+        """1.0 or 0.0 per unit of the row."""
+
+
 class Reader(nn.Module):
     """A kernel times the masks of what it reads.
 
@@ -88,7 +95,7 @@ class Reader(nn.Module):
         rank: axes of the kernel.
     """
 
-    def __init__(self, masks: Masks, layer: Layer, axis: int, rank: int) -> None:
+    def __init__(self, masks: Switches, layer: Layer, axis: int, rank: int) -> None:
         super().__init__()
         self._masks = (masks,)
         self.register_buffer("places", layer.inputs.clone(), persistent=False)
@@ -106,7 +113,7 @@ def with_stays(row: Tensor) -> Tensor:
     return torch.cat([row, row.new_ones(1)])
 
 
-def attach(model: nn.Module, masks: Masks, chart: ChannelMap) -> None:
+def attach(model: nn.Module, masks: Switches, chart: ChannelMap) -> None:
     """Mask every layer that reads a channel of the row, in place."""
     for layer in chart.layers:
         if layer.depthwise or not bool((layer.inputs != STAYS).any()):

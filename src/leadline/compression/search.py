@@ -6,7 +6,6 @@ counts what the network costs beyond its targets (search), then without the chan
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 import math
@@ -18,12 +17,12 @@ import torch
 from pydantic import Field, model_validator
 
 from leadline.compression.base import Place, Step
-from leadline.compression.channel_map import ChannelMap, channel_map
 from leadline.compression.graph import keep
-from leadline.compression.masks import Masks, attach
+from leadline.compression.maskable import exact_map, input_size
+from leadline.compression.masks import Masks
 from leadline.compression.pricing import Costs, Resource, Searched, Terms
 from leadline.compression.tuning import configured, tune
-from leadline.errors import ConfigError, DataError, closest
+from leadline.errors import ConfigError, DataError
 from leadline.output import write_atomic
 from leadline.training.fit import LOG
 
@@ -34,9 +33,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from leadline.compression.channel_map import ChannelMap
     from leadline.reference import LoadedModel
 
-SLACK = 1e-3  # of the output's spread, by which a masked network may differ from the pruned one
 REPORT = "search.json"
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -94,7 +93,7 @@ class SearchChannels(Step):
 
     def _search(self, warmed: LoadedModel, chart: ChannelMap, task_loss: float, place: Place) -> Searched:
         config = configured(warmed, place, {})
-        costs = Costs(warmed.model, chart, _size(warmed))
+        costs = Costs(warmed.model, chart, input_size(warmed))
         initial = _priced(costs, chart, self.targets or self.strengths)
         terms = Terms(
             initial, self.targets, self.strengths, task_loss, self.iterations, config.accumulate, self.discrete
@@ -115,12 +114,8 @@ class SearchChannels(Step):
     def _checked(self, source: LoadedModel, place: Place) -> ChannelMap:
         """The groups to choose from; what cannot be done is refused here, before hours of training."""
         configured(source, place, {})
-        everything = [span.name for span in channel_map(source).spans]
-        for name in self.exclude:
-            if name not in everything:
-                raise ConfigError("no such group of channels", where=name, mend=closest(name, everything))
         chart = exact_map(source, self.exclude, place)
-        costs = Costs(source.model, chart, _size(source))
+        costs = Costs(source.model, chart, input_size(source))
         least = torch.zeros(chart.units)
         least[[span.start for span in chart.spans]] = 1.0
         for resource, share in self.targets.items():
@@ -153,40 +148,6 @@ class SearchChannels(Step):
         write_atomic(place.folder / REPORT, text.encode())
 
 
-def exact_map(source: LoadedModel, exclude: list[str], place: Place) -> ChannelMap:
-    """The groups whose masks do what removal does; the others (a LayerNorm over them mixes channels) are said.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    chart = channel_map(source, exclude)
-    if chart.spans and not _exact(source, chart):
-        mixed = [
-            span.name
-            for span in chart.spans
-            if not _exact(source, channel_map(source, {other.name for other in chart.spans} - {span.name} | {*exclude}))
-        ]
-        place.say(f"left whole, because masks cannot stand for removal: {', '.join(mixed)}")
-        chart = channel_map(source, {*exclude, *mixed})
-    if not chart.spans:
-        why = "no group of two or more channels" + (" is left" if exclude else "")
-        raise ConfigError("nothing to search", where=source.name, why=why)
-    return chart
-
-
-def _exact(source: LoadedModel, chart: ChannelMap) -> bool:
-    """Whether every second unit masked gives what the network without it gives."""
-    masks, model = Masks(chart), copy.deepcopy(source.model)
-    picture = torch.rand(1, 3, *_size(source), generator=torch.Generator().manual_seed(0))
-    for span in chart.spans:
-        masks.alpha.data[span.start + 1 : span.start + span.count : 2] = 0.0
-    pruned = keep(source, chart.named(masks.on().detach() > 0)).model
-    attach(model, masks, chart)
-    with torch.no_grad():
-        masked, expected = model(picture), pruned(picture)
-    return bool((masked - expected).abs().max() <= SLACK * expected.std() + 1e-6)
-
-
 def _rounded(chart: ChannelMap, masks: Masks, multiple: int) -> Tensor:
     """The units that stay: those that were on, and the strongest of the others up to the next multiple of channels."""
     kept = masks.kept()
@@ -203,10 +164,6 @@ def _rounded(chart: ChannelMap, masks: Masks, multiple: int) -> Tensor:
 def _priced(costs: Costs, chart: ChannelMap, resources: Mapping[Resource, float] | list[Resource]) -> dict[Any, float]:
     everything = torch.ones(chart.units)
     return {resource: float(costs.of(resource, everything)) for resource in resources}
-
-
-def _size(source: LoadedModel) -> tuple[int, int]:
-    return source.contract.input.height, source.contract.input.width
 
 
 def _late_loss(log: Path) -> float:
