@@ -162,7 +162,7 @@ class TestActivations:
         assert scale == pytest.approx(2 * largest / 255, rel=1e-6)
 
     def test_the_engine_rounds_half_to_even_and_clips(self) -> None:
-        constants = {"s": np.float32(0.5), "z": np.uint8(10)}
+        constants: dict[str, np.ndarray] = {"s": np.array(0.5, np.float32), "z": np.array(10, np.uint8)}
         nodes = [
             helper.make_node("QuantizeLinear", ["input", "s", "z"], ["q"]),
             helper.make_node("DequantizeLinear", ["q", "s", "z"], ["depth"]),

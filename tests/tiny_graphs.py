@@ -36,7 +36,7 @@ def chain(activation: str = "Relu") -> onnx.ModelProto:
         "b3": weights(6, 6),
         "w4": weights(7, 1, 6, 1, 1),
     }
-    constants |= {"low": np.float32(0), "high": np.float32(6)} if activation == "Clip" else {}
+    constants |= {"low": np.array(0, np.float32), "high": np.array(6, np.float32)} if activation == "Clip" else {}
     more = ["low", "high"] if activation == "Clip" else []
     act = [helper.make_node(activation, [f"y{i}", *more], [f"a{i}"], name=f"act{i}") for i in range(4)]
     nodes = [

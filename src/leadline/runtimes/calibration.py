@@ -241,13 +241,15 @@ def mse_clip(counts: NDArray[np.int64], sides: tuple[float, float]) -> int:
     if not counts.any():
         return len(counts)
     filled = np.flatnonzero(counts)
+    starts = filled.astype(np.float64)
 
     def error(edge: int) -> float:
         step = (min(edge, sides[0]) + min(edge, sides[1])) / STEPS
-        inside, beyond = filled[filled < edge], filled[filled >= edge]
-        rounding = (_squared_rounding(inside + 1.0, step) - _squared_rounding(inside * 1.0, step)) @ counts[inside]
-        above = beyond - float(edge)
-        return float(rounding + (((above + 1) ** 3 - above**3) / 3) @ counts[beyond])
+        inside = filled < edge
+        kept, above = starts[inside], starts[~inside] - edge
+        rounding = (_squared_rounding(kept + 1, step) - _squared_rounding(kept, step)) @ counts[filled[inside]]
+        clipping = (((above + 1) ** 3 - above**3) / 3) @ counts[filled[~inside]]
+        return float(rounding + clipping)
 
     coarse = min(range(COARSE, len(counts) + 1, COARSE), key=error)
     near = range(max(1, coarse - COARSE + 1), min(len(counts), coarse + COARSE - 1) + 1)

@@ -36,7 +36,8 @@ class Graph:
     @property
     def nodes(self) -> Sequence[onnx.NodeProto]:
         """In the order of computing."""
-        return self.proto.graph.node
+        found: Sequence[onnx.NodeProto] = self.proto.graph.node
+        return found
 
     def value(self, key: str) -> NDArray[Any] | None:
         """The constant called `key`, None where it is computed."""

@@ -113,7 +113,7 @@ def int8_weights(
 
     graph = Graph(proto)
     left_out = excluded(graph.proto, options)
-    places = []
+    places: list[onnx.NodeProto] = []
     for node in list(graph.nodes):
         weight = graph.weight(node)
         if weight is None or weight.size < SMALLEST or node.name in left_out:
