@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from leadline.checkpoint import load_checkpoint, save_checkpoint
+from leadline.compression.graph import groups, keep
 from leadline.contract import Contract
 from leadline.errors import ContractError
+from leadline.evaluation.complexity import count_parameters
 from leadline.models import registry
+from leadline.reference import LoadedModel
 
 VARIANTS = ["fastdepth-pruned", "fastdepth-concat", "fastdepth-resnet18-add", "leadline-s", "depth-anything-v2-small"]
 VARIANTS += ["lite-mono-tiny", "lite-mono-adaptive-bins"]
@@ -134,6 +137,26 @@ def test_pictures_of_a_batch_do_not_touch_each_other(case):
 def test_memory_format_changes_nothing(case):
     channels_last = case.x.contiguous(memory_format=torch.channels_last)
     assert largest_difference(case.run(channels_last), case.run(case.x)) < 0.02
+
+
+def test_half_of_all_channels_leave_and_what_is_left_is_a_checkpoint(case, tmp_path):
+    source = LoadedModel(case.model, case.contract, "case", (), case.architecture, case.config)
+    chosen = {}
+    for group in groups(source):
+        bundles = range(0, group.width // group.multiple, 2)
+        chosen[group.name] = [bundle * group.multiple + k for bundle in bundles for k in range(group.multiple)]
+    pruned = keep(source, chosen)
+    assert {group.name: group.width for group in groups(pruned)} == {name: len(kept) for name, kept in chosen.items()}
+    assert count_parameters(pruned.model) < 0.6 * count_parameters(case.model)
+    with torch.no_grad():
+        depth = pruned.model(case.x)
+    assert depth.shape == (2, 1, *case.size)
+    folder = tmp_path / "pruned"
+    save_checkpoint(
+        folder, pruned.model, architecture=case.architecture, config=pruned.config, contract=pruned.contract
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(load_checkpoint(folder).model()(case.x), depth, rtol=0, atol=1e-6)
 
 
 def test_configuration_and_contract_survive_json(case):

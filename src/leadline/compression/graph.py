@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from leadline.errors import ConfigError, closest
-from leadline.models.registry import architecture, config_from
+from leadline.models.registry import architecture, config_from, resized
 from leadline.models.wiring import size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pydantic import BaseModel
     from torch import Tensor, nn
 
     from leadline.models.wiring import Axis, Space, Wiring
@@ -95,6 +96,18 @@ def keep(source: LoadedModel, chosen: Mapping[str, Sequence[int]]) -> LoadedMode
     return replace(source, model=model.to(device).eval(), config=config)
 
 
+def with_widths(source: LoadedModel, widths: Mapping[str, int]) -> BaseModel:
+    """The configuration of the network with other widths, by name of a group; a group not named stays as wide.
+
+    Raises:
+        ConfigError: the network is not of the registry.
+    """
+    wiring = wiring_of(source)
+    assert source.architecture is not None
+    assert source.config is not None
+    return resized(source.architecture, source.config, wiring, wiring.sized(widths))
+
+
 def space_of(wiring: Wiring, name: str) -> Space:
     """The channels of the group `name`.
 
@@ -118,10 +131,8 @@ def per_channel(weight: Tensor, axis: int, space_axis: Axis) -> Tensor:
     return rows.transpose(0, 1).flatten(1)
 
 
-def producer_rows(model: nn.Module, wiring: Wiring, space: Space, path: str) -> Tensor:
-    """The weight of a producer of a space, one row per channel."""
-    weight = model.get_submodule(path).weight
-    assert isinstance(weight, torch.Tensor)
+def producer_rows(weight: Tensor, wiring: Wiring, space: Space, path: str) -> Tensor:
+    """The weight of the producer `path` of a space (or another tensor of its form), one row per channel."""
     axis = output_axis(wiring, space, path)
     return per_channel(weight, axis, wiring.axes[f"{path}.weight"][axis])
 
@@ -139,6 +150,13 @@ def output_axis(wiring: Wiring, space: Space, path: str) -> int:
 def _group(space: Space, state: Mapping[str, Tensor]) -> Group:
     kernels = sum(state[f"{path}.weight"].numel() for path in space.producers) // space.width
     return Group(space.name, space.width, tuple(space.producers), kernels, space.bundle)
+
+
+def weight_at(model: nn.Module, path: str) -> Tensor:
+    """The weight of a layer, without its gradient."""
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
 
 
 def _kept_units(wiring: Wiring, chosen: Mapping[str, Sequence[int]]) -> dict[Space, list[int]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from leadline.compression.graph import producer_rows, space_of, wiring_of
+from leadline.compression.graph import producer_rows, space_of, weight_at, wiring_of
 from leadline.errors import ConfigError, closest
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ def scores(
         source: the network.
         group: of it.
         importance: `l1`, `l2`: norm of the weights that produce the channel, over all producers; `bn-scale`: norm of
-            the scales of the batch norms behind them; `activation`: mean magnitude behind them, over pictures;
-            `taylor`: change of the loss without the channel, to the first order; `random`: a seeded baseline.
-        activations: by producer, what pictures showed (`measure.py`); for `activation` and `taylor`.
+            the scales of the batch norms behind them; `activation`: mean magnitude of what the following layers
+            read, over pictures; `taylor`: change of the loss without the channel, to the first order; `random`: a
+            seeded baseline.
+        activations: by group, what pictures showed (`measure.py`); for `activation` and `taylor`.
         fallback: what to take for a group with a producer that has no batch norm; refused where absent.
         seed: of `random`.
 
@@ -69,10 +70,10 @@ def scores(
         if unnormed:
             assert fallback is not None
             return scores(source, group, fallback, activations, seed=seed)
-        return _joint([_scale(source, space.norms[path])[:, None] for path in group.producers])
+        return _joint([weight_at(source.model, space.norms[path])[:, None] for path in group.producers])
     if importance in MEASURED:
         return _measured(group, importance, activations)
-    rows = [producer_rows(source.model, wiring, space, path).detach() for path in group.producers]
+    rows = [producer_rows(weight_at(source.model, path), wiring, space, path) for path in group.producers]
     if importance == "l1":
         return torch.cat(rows, dim=1).double().abs().sum(dim=1).cpu()
     return _joint(rows)
@@ -100,23 +101,19 @@ def strongest(group: Group, values: Tensor, width: int) -> tuple[int, ...]:
 
 def bundled(group: Group, values: Tensor) -> Tensor:
     """Scores of a group's bundles: the norm over their channels."""
-    return values.double().reshape(-1, group.multiple).norm(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(values.double().reshape(-1, group.multiple), dim=1)
+    return norms
 
 
 def _joint(rows: list[Tensor]) -> Tensor:
     """L2 norm of each channel over the rows of all producers."""
-    return torch.cat([row.double() for row in rows], dim=1).norm(dim=1).cpu()
-
-
-def _scale(source: LoadedModel, path: str) -> Tensor:
-    weight = source.model.get_submodule(path).weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.detach()
+    norms: Tensor = torch.linalg.vector_norm(torch.cat([row.double() for row in rows], dim=1), dim=1)
+    return norms.cpu()
 
 
 def _measured(group: Group, importance: str, activations: Mapping[str, Tensor] | None) -> Tensor:
-    if activations is None or any(path not in activations for path in group.producers):
+    if activations is None or group.name not in activations:
         how = "gradients" if importance == "taylor" else "mean_activations"
         mend = f"give what `leadline.compression.measure.{how}` returns for this network"
         raise ConfigError(f"{importance} needs what pictures showed", where=group.name, mend=mend)
-    return torch.stack([activations[path].double() for path in group.producers]).sum(dim=0)
+    return activations[group.name].double()

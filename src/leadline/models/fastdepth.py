@@ -6,6 +6,7 @@ with other numbers. Parameters of the published networks have the published name
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,9 +26,8 @@ BRIDGE = 1024  # what the published networks reduce a ResNet's last feature to
 
 def _stages(config: Config) -> list[nn.Module]:
     if config.upsampler == "shuffle":
-        outputs = (*config.shuffle_widths, 4)
-        inputs = (config.decoder_input // 4, *(width // 4 for width in outputs))
-        pairs = zip(inputs, outputs, strict=False)
+        widths = (config.decoder_input, *config.shuffle_widths, 4)
+        pairs = ((before // 4, after) for before, after in itertools.pairwise(widths))
         shuffles = [decoders.conv_stage(i, o, config.kernel, False, nn.PixelShuffle(2)) for i, o in pairs]
         return [nn.PixelShuffle(2), *shuffles]
     stages: list[nn.Module] = []

@@ -88,7 +88,15 @@ def config_from(name: str, config: BaseModel, shapes: Mapping[str, Sequence[int]
         ConfigError: no network of this architecture has these widths.
     """
     wiring = architecture(name).wiring(config)
-    sizes = wiring.read(shapes)
+    return resized(name, config, wiring, wiring.read(shapes))
+
+
+def resized(name: str, config: BaseModel, wiring: Wiring, sizes: dict[str, Any]) -> BaseModel:
+    """The configuration with other channel counts; the same one where they are the same.
+
+    Raises:
+        ConfigError: no network of this architecture has these widths.
+    """
     if sizes == wiring.sizes:
         return config
     return parse_config(name, config.model_dump() | wiring.settled | sizes)

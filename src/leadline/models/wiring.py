@@ -82,6 +82,7 @@ class Wiring:
         self.sizes = sizes
         self.settled: dict[str, Any] = {}  # what a pruned configuration says beside its sizes
         self.axes: dict[str, tuple[Axis, ...]] = {}
+        self.readers: dict[str, Axis] = {}  # channels that enter a layer, by module path
         self.spaces: list[Space] = []
 
     def space(self, *place: str | int, bundle: int = 1) -> Axis:
@@ -128,6 +129,7 @@ class Wiring:
         for part in outputs:
             if isinstance(part, Part):
                 self._produce(part.space, path, norm)
+        self.readers[path] = inputs
         self.axes[f"{path}.weight"] = (inputs, outputs) if transposed else (outputs, inputs)
         if bias:
             self.axes[f"{path}.bias"] = (outputs,)
@@ -137,6 +139,7 @@ class Wiring:
 
     def depthwise(self, path: str, channels: Axis, norm: str | None = None) -> Axis:
         """A depthwise convolution without bias, and the batch norm behind it."""
+        self.readers[path] = channels
         self.axes[f"{path}.weight"] = (channels,)
         if norm is not None:
             self.norm(norm, channels)
@@ -153,14 +156,18 @@ class Wiring:
 
     def read(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """The configuration's numbers in a network of this wiring whose tensors have other shapes."""
+        return self.sized({space.name: self._units(space, shapes) * space.bundle for space in self.spaces})
+
+    def sized(self, widths: Mapping[str, int]) -> dict[str, Any]:
+        """The configuration's numbers in a network whose spaces have other widths, by name; the rest stays."""
         sizes = deepcopy(self.sizes)
         for space in self.spaces:
-            units = self._units(space, shapes)
+            width = widths.get(space.name, space.width)
             for *way, last in space.places:
                 row: Any = sizes
                 for step in way:
                     row = row[step]
-                row[last] = units if space.counts_units else units * space.bundle
+                row[last] = width // space.bundle if space.counts_units else width
         return sizes
 
     def _units(self, space: Space, shapes: Mapping[str, Sequence[int]]) -> int:
