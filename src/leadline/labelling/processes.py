@@ -42,7 +42,7 @@ def in_processes(
 
     spawn = get_context("spawn")
     manager = SyncManager(ctx=spawn)
-    manager.start(_end_with_parent)
+    manager.start(end_with_parent)
     with manager:
         claims = manager.dict(store.pictures())
         arguments = (job, store.folder, claims)
@@ -68,12 +68,12 @@ def _open_teacher(job: Job, folder: Path, claims: Claims) -> None:
     import torch
 
     global _teacher  # noqa: PLW0603  a pool hands its tasks nothing else that lives as long as the process
-    _end_with_parent()
+    end_with_parent()
     torch.set_num_threads(1)
     _teacher = Teacher(job, folder, claims)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Leave Ctrl-C to the parent, and end when it was killed: a pool's processes would wait for it for ever."""
     import multiprocessing
     import os
