@@ -114,7 +114,9 @@ def cells(study: Study, contract: Contract) -> list[Cell]:
     found = [Cell(REFERENCE_RUNTIME, REFERENCE_PRECISION, own[0])]  # another size would hide its own loss from the drop
     networks = ("", *(made for made, _ in study.networks))
     for made, size, name in product(networks, study.sizes or own, study.runtimes or RUNTIMES):
-        wanted = study.precisions or runtime(name).precisions
+        # INT8 weights alone bring size and no time: asked for by name only
+        usual = [precision for precision in runtime(name).precisions if precision is not Precision.INT8_WEIGHTS]
+        wanted = study.precisions or usual
         found += [Cell(name, precision.value, size, made) for precision in Precision if precision in wanted]
     return list(dict.fromkeys(found))
 
