@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from leadline.contract import Contract
 from leadline.errors import CheckpointError, ConfigError, closest
 from leadline.manifest import read_manifest, read_measurements, verify_files, write_manifest, write_measurements
+from leadline.models.quantization import Quantization
 from leadline.models.registry import ARCHITECTURES, architecture, parse_config
 from leadline.output import atomic_folder, write_atomic
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     State = Mapping[str, torch.Tensor]
 
 CONTRACT, CONFIG, WEIGHTS, CARD = "contract.json", "config.json", "weights.safetensors", "README.md"
-AUXILIARY = "auxiliary.safetensors"
+AUXILIARY, QUANTIZATION = "auxiliary.safetensors", "quantization.safetensors"
 _HEADER_LIMIT = 100_000_000  # bytes; the safetensors format's own limit
 
 
@@ -101,6 +102,15 @@ class Checkpoint:
             found.setdefault(module, {})[name] = value
         return found
 
+    def quantization(self) -> Quantization | None:
+        """The INT8 grids that quantisation-aware training left; None where there are none.
+
+        Raises:
+            CheckpointError: their file is damaged.
+        """
+        path = self.folder / QUANTIZATION
+        return Quantization.of(read_safetensors(path), where=path) if path.is_file() else None
+
 
 def save_checkpoint(
     folder: Path,
@@ -113,6 +123,7 @@ def save_checkpoint(
     card: str | None = None,
     half: bool = False,
     auxiliary: Mapping[str, nn.Module] | None = None,
+    quantization: Quantization | None = None,
 ) -> None:
     """Write a checkpoint folder atomically; an older checkpoint at the same place stays until this one is complete.
 
@@ -126,6 +137,7 @@ def save_checkpoint(
         card: model card in Markdown.
         half: store floating tensors as float16 where their values allow it; they load as float32.
         auxiliary: modules trained beside the network, which a run that starts here goes on with; names without dots.
+        quantization: INT8 grids of the network; left out where its weights no longer lie on them, as after training.
 
     Raises:
         CheckpointError: the model does not have the tensors that `config` describes.
@@ -145,6 +157,8 @@ def save_checkpoint(
         write_atomic(place / WEIGHTS, save(stored))
         if auxiliary:
             write_atomic(place / AUXILIARY, save(_joined(auxiliary, half)))
+        if quantization is not None and quantization.fits(model):
+            write_atomic(place / QUANTIZATION, save(quantization.tensors()))
         if card is not None:
             write_atomic(place / CARD, card.encode())
         write_manifest(place, "checkpoint", {"lineage": list(lineage)})

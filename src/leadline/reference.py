@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import nn
 
+    from leadline.models.quantization import Quantization
     from leadline.runtimes.base import Session
 
 HUGGING_FACE, RANDOM = "hf:", "random:"
@@ -41,6 +42,7 @@ class LoadedModel:
         lineage: the steps that made it, oldest first.
         architecture: its entry in the registry; None for a network that is not ours.
         config: the architecture's configuration.
+        quantization: INT8 grids that training left, and that its weights lie on; None where it was not trained so.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class LoadedModel:
     lineage: tuple[dict[str, Any], ...] = ()
     architecture: str | None = None
     config: BaseModel | None = field(default=None, repr=False)
+    quantization: Quantization | None = field(default=None, repr=False)
 
 
 def zoo() -> dict[str, Path]:
@@ -102,6 +105,15 @@ def load_exportable(ref: str) -> LoadedModel:
 
     contract = onnx_contract(path)
     return LoadedModel(OnnxNetwork(path, contract), contract, path.stem, ({"step": "onnx", "source": path.name},))
+
+
+def fresh_variant(ref: str) -> str | None:
+    """The variant whose fresh weights a reference names for training, or None where it names trained ones.
+
+    `random:VARIANT` always does; a variant's bare name does unless the package has weights of that name.
+    """
+    bare = ref.removeprefix(RANDOM)
+    return bare if bare in variants() and (bare != ref or ref not in zoo()) else None
 
 
 def check_reference(ref: str) -> None:
@@ -168,7 +180,10 @@ def onnx_contract(path: Path) -> Contract:
 
 def _checkpoint_model(folder: Path) -> LoadedModel:
     saved = load_checkpoint(folder)
-    return LoadedModel(saved.model(), saved.contract, saved.name, saved.lineage, saved.architecture, saved.config)
+    grids = saved.quantization()
+    return LoadedModel(
+        saved.model(), saved.contract, saved.name, saved.lineage, saved.architecture, saved.config, grids
+    )
 
 
 def _random_model(variant: str) -> LoadedModel:

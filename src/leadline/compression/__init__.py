@@ -8,9 +8,11 @@ from pydantic import Field
 
 from leadline.compression.base import Judged, Pictures, Place, Step, Target
 from leadline.compression.channels import PruneChannels
+from leadline.compression.critic import DeepIoT
 from leadline.compression.finetune import FineTune
 from leadline.compression.magnitude import PruneMagnitude
 from leadline.compression.netadapt import NetAdapt
+from leadline.compression.pqk import PQK
 from leadline.compression.qat import QuantisationAwareTraining
 from leadline.compression.quantize import Quantize
 from leadline.compression.sampling import SearchConfigs
@@ -19,6 +21,15 @@ from leadline.compression.search import SearchChannels
 __all__ = ["AnyStep", "Judged", "Pictures", "Place", "Step", "Target"]
 
 AnyStep = Annotated[
-    FineTune | NetAdapt | PruneChannels | PruneMagnitude | QuantisationAwareTraining | Quantize | SearchChannels | SearchConfigs,
+    DeepIoT
+    | FineTune
+    | NetAdapt
+    | PQK
+    | PruneChannels
+    | PruneMagnitude
+    | QuantisationAwareTraining
+    | Quantize
+    | SearchChannels
+    | SearchConfigs,
     Field(discriminator="step"),
 ]

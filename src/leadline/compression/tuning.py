@@ -89,7 +89,7 @@ def tune(
             settle(result.model)
     kept = {"name": source.contract.name, "provenance": source.contract.provenance}
     contract = result.contract.model_copy(update=kept | _terms(source, config))
-    return replace(source, model=result.model.eval(), contract=contract)
+    return replace(source, model=result.model.eval(), contract=contract, quantization=None)
 
 
 def _terms(source: LoadedModel, config: TrainConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from leadline.training.objectives.cost import Cost
 from leadline.training.objectives.distillation import FeatureAlignment, MedianCentred, TrimmedScaleShiftInvariant
 from leadline.training.objectives.self_supervised import Photometric, Smoothness
 from leadline.training.objectives.supervised import L1, BerHu, GradientMatching, ScaleShiftInvariant, Silog
+from leadline.training.objectives.teacher import FollowTeacher, OwnTeacher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,9 @@ Objective = Annotated[
     | Photometric
     | Smoothness
     | Chamfer
-    | Cost,
+    | Cost
+    | FollowTeacher
+    | OwnTeacher,
     Field(discriminator="loss"),
 ]
 

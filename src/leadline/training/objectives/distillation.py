@@ -118,7 +118,7 @@ class FeatureAlignment(Term):
         """
         assert contract is not None
         ours = _channels(model, contract, self.level, "the network")
-        beside = _teacher(self.teacher, "cpu")
+        beside = frozen_teacher(self.teacher, "cpu")
         theirs = _channels(beside.model, beside.contract, self.teacher_level, self.teacher)
         return {self.name: Projection(ours, theirs, contract)}
 
@@ -126,9 +126,9 @@ class FeatureAlignment(Term):
         """Mean of 1 - cosine over the places beyond the margin."""
         projection = seen.modules[self.name]
         assert isinstance(projection, Projection)
-        beside = _teacher(self.teacher, str(seen.batch.image.device))
+        beside = frozen_teacher(self.teacher, str(seen.batch.image.device))
         with torch.no_grad():
-            picture = _for_teacher(seen.batch.image, projection.contract, beside.contract)
+            picture = for_teacher(seen.batch.image, projection.contract, beside.contract)
             theirs = outputs(beside.model, picture).features[self.teacher_level].float()
         ours = projection(seen.outputs.features[self.level])
         theirs = F.adaptive_avg_pool2d(theirs, (ours.shape[-2], ours.shape[-1]))
@@ -149,7 +149,7 @@ class Projection(nn.Module):
         return projected
 
 
-def _for_teacher(image: Tensor, ours: Contract, theirs: Contract) -> Tensor:
+def for_teacher(image: Tensor, ours: Contract, theirs: Contract) -> Tensor:
     """The network's input, N x 3 x H x W, as the teacher takes it, at the nearest size that it allows."""
     gain, offset = _affine(ours, image)
     picture = (image - offset) / gain  # 0..255
@@ -189,7 +189,7 @@ def _channels(model: nn.Module, contract: Contract, level: int, who: str) -> int
 
 
 @functools.lru_cache(maxsize=4)
-def _teacher(reference: str, device: str) -> LoadedModel:
+def frozen_teacher(reference: str, device: str) -> LoadedModel:
     """The teacher, frozen, on a device; loaded once per process."""
     from leadline.reference import load_model
 

@@ -116,14 +116,15 @@ def disparity_targets(seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
     batch, prediction = seen.batch, seen.outputs.maps[0]
     if Kind.RELATIVE_DEPTH in batch.kinds:
         raise KindError("relative depth cannot be a target", why="its unknown shift forbids a disparity")
-    inverted = _metric(batch)[:, None, None, None] & batch.valid
-    target = torch.where(inverted, _invert(batch.target), batch.target)
-    return _invert(prediction) if seen.kind is Kind.METRIC_DEPTH else prediction, target, batch.valid
+    metres = _metric(batch)[:, None, None, None] & batch.valid
+    target = torch.where(metres, inverted(batch.target), batch.target)
+    return inverted(prediction) if seen.kind is Kind.METRIC_DEPTH else prediction, target, batch.valid
 
 
 def _metric(batch: Batch) -> Tensor:
     return torch.tensor([kind is Kind.METRIC_DEPTH for kind in batch.kinds], device=batch.target.device)
 
 
-def _invert(depth: Tensor) -> Tensor:
+def inverted(depth: Tensor) -> Tensor:
+    """Disparity of a depth in metres, 1/m; bounded where it is near 0."""
     return 1.0 / depth.clamp(min=SMALLEST_DEPTH_M)
