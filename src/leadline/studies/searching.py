@@ -61,13 +61,15 @@ def candidates(training: Training) -> list[tuple[str, list[dict[str, Any]]]]:
     """
     tuned = {"step": "finetune", "iterations": training.iterations}
     half, aware = KEPT[0], {"step": "qat", "iterations": training.iterations}
+    phases = {"warmup": max(1, training.iterations // 2), "iterations": 2 * training.iterations}
+    phases["finetune"] = training.iterations
     listed: list[tuple[str, list[dict[str, Any]]]] = [
         *((f"channels of {share:.0%} MACs", [{"step": "prune-channels", "macs": share}, tuned]) for share in KEPT),
         ("fine-tuned", [tuned]),
         (f"channels of {half:.0%} MACs, INT8-aware", [{"step": "prune-channels", "macs": half}, tuned, aware]),
         ("INT8-aware", [aware]),
         (f"netadapt to {half:.0%} time", [{"step": "netadapt", "budget": half}, tuned]),
-        (f"search to {half:.0%} MACs", [{"step": "search-channels", "targets": {"macs": half}}]),
+        (f"search to {half:.0%} MACs", [{"step": "search-channels", "targets": {"macs": half}, **phases}]),
     ]
     known = known_steps()
     return [
