@@ -104,7 +104,7 @@ def test_widths_are_multiples_and_never_below_the_least(tmp_path, options, expec
     assert widths(result)["mobilenet.8.3"] == expected  # of 24
 
 
-@pytest.mark.parametrize("share", [0.7, 0.4])
+@pytest.mark.parametrize("share", [0.4])
 def test_a_target_of_macs_is_met_by_the_weakest_of_all_groups(tmp_path, share):
     source = tiny_models.cnn()
     strong = keep(source, {})
@@ -272,7 +272,7 @@ def test_taylor_predicts_the_loss_without_a_channel(tmp_path, monkeypatch):
     assert all(parameter.grad is None for parameter in source.model.parameters())
 
 
-@pytest.mark.parametrize("importance", ["activation", "taylor", "l1", "random"])
+@pytest.mark.parametrize("importance", ["activation", "taylor"])
 def test_every_importance_makes_a_network(tmp_path, importance):
     step = PruneChannels(ratio=0.5, multiple=4, min_width=4, importance=importance, batches=1)
     result = step.apply(tiny_models.cnn(), place(tmp_path, train=train()))
