@@ -132,6 +132,19 @@ def test_a_search_judges_each_configuration_once_and_goes_on(tmp_path: Path) -> 
         step(iterations=2, first=first).apply(source, place(tmp_path))
 
 
+def test_latency_is_measured_on_the_target_on_one_scale(tmp_path: Path) -> None:
+    """Also after a kill: the yardstick's time is kept."""
+    space = {"decoder_widths.0": [24], "size": [[32, 64], [128, 192]]}
+    first = [{"decoder_widths.0": 24, "size": size} for size in ([32, 64], [128, 192])]
+    options = {"space": space, "first": first, "resource": "latency", "iterations": 0}
+    step(trials=1, **options).apply(tiny_models.cnn(), place(tmp_path))
+    kept = (tmp_path / "yardstick.json").read_text()
+    step(trials=2, **options).apply(tiny_models.cnn(), place(tmp_path))
+    assert (tmp_path / "yardstick.json").read_text() == kept
+    small, large = json.loads((tmp_path / "front.json").read_text())["points"]
+    assert 0 < small["resource"] < large["resource"]
+
+
 def test_failed_trials_are_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     lines: list[str] = []
     good, bad = ({"lateral": False, "decoder_widths.1": width} for width in (16, 8))  # the encoder's is 16

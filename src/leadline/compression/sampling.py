@@ -26,6 +26,7 @@ from leadline.compression.resources import Macs, ResourceName, Weights
 from leadline.compression.tuning import configured, tune
 from leadline.errors import ConfigError, DataError, LeadlineError, OutputError, UnavailableError
 from leadline.evaluation.protocols import get_protocol
+from leadline.output import write_atomic
 from leadline.training.batches import Mix
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from leadline.compression.piece_timing import EngineTimer
     from leadline.reference import LoadedModel
 
-STORAGE = "search.db"
+STORAGE, SCALE = "search.db", "yardstick.json"
 UNITS = {"latency": "ms", "macs": "MACs", "weights": "weights"}
 LIMITS = {"trials", "max_resource", "references", "finetune"}  # what may change while a search goes on
 
@@ -228,6 +229,9 @@ class _Meter:
             from leadline.compression.piece_timing import EngineTimer
 
             self._timer = EngineTimer(self._place.target.runtime, self._place.target.threads)
+            path = self._place.folder / SCALE  # trials of another day stay comparable
+            known = json.loads(path.read_text())["milliseconds"] if path.is_file() else None
+            write_atomic(path, json.dumps({"milliseconds": self._timer.scale(known)}).encode())
         return self._timer.alone(network, size)
 
 
