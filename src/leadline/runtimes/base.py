@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from leadline.bundle import Bundle
     from leadline.contract import Contract
+    from leadline.models.quantization import Quantization
 
 __all__ = [
     "CALIBRATIONS",
@@ -99,6 +100,10 @@ class Exportable(Protocol):
     @property
     def config(self) -> BaseModel | None:
         """The architecture's configuration."""
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """INT8 grids that training left; None where it was not trained so."""
 
 
 class Session(ABC):
@@ -229,13 +234,14 @@ def bundle_of(
     )
 
 
-def needs_calibration(options: ExportOptions) -> None:
-    """Refuse static INT8 without pictures.
+def needs_calibration(options: ExportOptions, source: Exportable) -> None:
+    """Refuse static INT8 without pictures, unless training has left its ranges.
 
     Raises:
         ConfigError: static INT8 was asked for, and there are no calibration inputs.
     """
-    if options.precision is Precision.INT8_STATIC and not options.calibration and options.ranges is None:
+    known = options.ranges is not None or source.quantization is not None
+    if options.precision is Precision.INT8_STATIC and not options.calibration and not known:
         mend = "give pictures with --calibration DIR, or leave it out for rendered ones"
         raise ConfigError("static INT8 needs calibration pictures", why="the calibration set is empty", mend=mend)
 

@@ -65,9 +65,10 @@ class OnnxRuntime:
         """
         from leadline.runtimes import onnx_narrow, onnx_quantize
         from leadline.runtimes.onnx_export import export_onnx
+        from leadline.runtimes.onnx_trained import has_trained_grids, trained_int8
 
         refuse_precision(self, options)
-        needs_calibration(options)
+        needs_calibration(options, source)
         contract = bundle_contract(source.contract, options.size, options.dynamic)
         proto = export_onnx(source.model, contract, options.cache)
         details: dict[str, Any] = {}
@@ -77,6 +78,8 @@ class OnnxRuntime:
             proto, details = onnx_narrow.int8_weights(proto, options, name=source.name)
         elif options.precision is Precision.INT8_DYNAMIC:
             proto, details = onnx_narrow.dynamic_int8(proto, options, name=source.name)
+        elif options.precision is Precision.INT8_STATIC and has_trained_grids(source):
+            proto, details = trained_int8(proto, options, source)
         elif options.precision is Precision.INT8_STATIC:
             proto, details = onnx_quantize.static_int8(proto, options, name=source.name)
         (out / FILE).write_bytes(proto.SerializeToString(deterministic=True))
@@ -84,7 +87,7 @@ class OnnxRuntime:
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
         """Load the bundle's ONNX file."""
-        known = KNOWN.get(bundle.precision, "")
+        known = KNOWN.get(Precision(bundle.precision), "")
         return open_file(bundle.file(FILE), bundle.contract, options, precision=known)
 
 
