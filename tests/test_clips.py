@@ -50,7 +50,7 @@ def mix_of(
     augmentation: dict[str, object] | None = None,
     **more: object,
 ) -> Mix:
-    says = {"model": "leadline-s", "sources": list(sources), "batch": 4, "augmentation": augmentation or PLAIN} | more
+    says = {"model": "random:leadline-s", "sources": list(sources), "batch": 4, "augmentation": augmentation or PLAIN} | more
     return Mix(TrainConfig.model_validate(says), contract, size)
 
 

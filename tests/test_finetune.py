@@ -92,7 +92,7 @@ def test_pictures_with_depth(place: Path, tmp_path: Path) -> None:
 def test_pictures_alone_with_a_teacher(place: Path, tmp_path: Path) -> None:
     """Both stages resume: a label that is missing is made again, and training goes on after its iterations."""
     run = tmp_path / "run"
-    line = ("train", "--model", "leadline-xs", "--data", place / "photos", "--teacher", place / "metric", "--out", run)
+    line = ("train", "--model", "random:leadline-xs", "--data", place / "photos", "--teacher", place / "metric", "--out", run)
     said = invoke(*line, *BRIEF).stderr
     assert "(fresh weights, metric_depth) learns from labels of" in said
     assert "4 labelled, 0 before" in said
@@ -159,7 +159,7 @@ def test_fresh_weights_take_the_kind_of_a_relative_teacher_and_trained_metres_do
     place: Path, tmp_path: Path
 ) -> None:
     photos = str(place / "photos")
-    found = chosen(tmp_path, "leadline-xs", photos, teacher=place / "relative")
+    found = chosen(tmp_path, "random:leadline-xs", photos, teacher=place / "relative")
     assert found.start.contract.output.kind is Kind.RELATIVE_DISPARITY
     assert losses(found) == [("ssi", 1.0), ("gradient", 0.5)]
     assert found.config.learning_rate == 1e-3
@@ -235,7 +235,7 @@ def test_a_picture_that_cannot_be_labelled_stops_or_is_left_out(place: Path, tmp
     photos = tmp_path / "photos"
     shutil.copytree(place / "photos", photos)
     (photos / "zz.png").write_bytes(b"no picture")
-    line = ("train", "--model", "leadline-xs", "--data", photos, "--teacher", place / "metric", *BRIEF)
+    line = ("train", "--model", "random:leadline-xs", "--data", photos, "--teacher", place / "metric", *BRIEF)
     stopped = invoke(*line, "--out", tmp_path / "run", status=2)
     assert "pictures that cannot be labelled" in stopped.stderr
     assert "--skip-bad" in stopped.stderr

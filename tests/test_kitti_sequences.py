@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 
 def clips(root: Path, frames: list[int | str], augmentation: dict[str, object], query: str = "?truth=none") -> Mix:
     source = {"data": f"kitti-raw:{root}{query}", "split": "all", "frames": frames}
-    says = {"model": "leadline-s", "sources": [source], "batch": 4, "augmentation": augmentation}
+    says = {"model": "random:leadline-s", "sources": [source], "batch": 4, "augmentation": augmentation}
     return Mix(TrainConfig.model_validate(says), CONTRACT, (32, 96))
 
 
@@ -121,7 +121,7 @@ def test_the_real_drive_has_its_published_baseline_and_neighbours(shared_data: P
 @pytest.mark.data
 def test_a_real_clip_shows_three_different_moments_of_one_view(shared_data: Path) -> None:
     source = {"data": f"kitti-raw:{shared_data / 'kitti_raw'}?truth=none", "split": "all", "frames": [-1, 1]}
-    says = {"model": "leadline-s", "sources": [source], "batch": 2, "augmentation": PLAIN}
+    says = {"model": "random:leadline-s", "sources": [source], "batch": 2, "augmentation": PLAIN}
     clip = Mix(TrainConfig.model_validate(says), CONTRACT, (96, 320)).batch(0).clip
     assert clip is not None
     assert clip.seen.shape == (2, 3, 3, 96, 320)

@@ -27,7 +27,7 @@ def train(run: Path, *words: object) -> Result:
 def metric(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network in metres whose output ends at 10 m."""
     folder = tmp_path_factory.mktemp("start") / "metric"
-    start = starting_point(TrainConfig.model_validate({"model": "leadline-xs", "sources": [{"data": ROOM}]}))
+    start = starting_point(TrainConfig.model_validate({"model": "random:leadline-xs", "sources": [{"data": ROOM}]}))
     assert start.contract.output.maximum == 10
     contract = start.contract.model_copy(update={"name": "named"})
     save_checkpoint(folder, start.model, architecture=start.architecture, config=start.config, contract=contract)
@@ -48,7 +48,7 @@ def test_what_is_trained_further_is_not_called_as_its_start(tmp_path: Path, metr
     assert load_checkpoint(tmp_path / "2" / "checkpoint").name == "named-finetuned"
     train(tmp_path / "3", "--model", metric, "--data", ROOM, "--set", "name=mine")
     assert load_checkpoint(tmp_path / "3" / "checkpoint").name == "mine"
-    train(tmp_path / "4", "--model", "leadline-xs", "--data", ROOM)
+    train(tmp_path / "4", "--model", "random:leadline-xs", "--data", ROOM)
     assert load_checkpoint(tmp_path / "4" / "checkpoint").name == "leadline-xs"
 
 
@@ -60,10 +60,10 @@ def camera_of(run: Path) -> tuple[float, float] | None:
 def test_the_camera_of_the_data_is_recorded_where_there_is_one(tmp_path: Path, metric: Path) -> None:
     """120 degrees of 4:3 pictures: 1 / (2 tan 60) of the width, 4/3 of that of the height, 104.9 degrees."""
     wide = f"{ROOM},fx=0.288675,fy=0.384900"
-    said = train(tmp_path / "1", "--model", "leadline-xs", "--data", wide).stderr.splitlines()[0]
+    said = train(tmp_path / "1", "--model", "random:leadline-xs", "--data", wide).stderr.splitlines()[0]
     assert said.endswith("; its metres are for the pictures' camera, 120 degrees wide and 105 high")
     assert camera_of(tmp_path / "1") == pytest.approx((0.288675, 0.3849))
-    again = train(tmp_path / "1", "--model", "leadline-xs", "--data", wide, "--iterations", 2)  # goes on with it
+    again = train(tmp_path / "1", "--model", "random:leadline-xs", "--data", wide, "--iterations", 2)  # goes on with it
     assert "2 iterations, done" in again.stdout
     assert camera_of(tmp_path / "1") == pytest.approx((0.288675, 0.3849))
 
@@ -78,11 +78,11 @@ def test_the_camera_of_the_data_is_recorded_where_there_is_one(tmp_path: Path, m
 def test_cameras_that_differ_or_are_unknown_are_said(tmp_path: Path) -> None:
     street = f"{STREET},fx=0.5,fy=0.666667"  # 90 degrees
     two = ("--data", street, "--data", f"{ROOM},fx=1.0,fy=1.333333")  # 53.1 degrees
-    said = train(tmp_path / "1", "--model", "leadline-xs", *two).stderr.splitlines()[0]
+    said = train(tmp_path / "1", "--model", "random:leadline-xs", *two).stderr.splitlines()[0]
     assert "the pictures' cameras differ, 53 to 90 degrees wide: its metres are right for no particular camera" in said
     assert camera_of(tmp_path / "1") is None
     tiny.folder(tmp_path / "pictures", 4)
     tiny.describe(tmp_path / "pictures")  # without its camera
-    said = train(tmp_path / "2", "--model", "leadline-xs", "--data", tmp_path / "pictures").stderr.splitlines()[0]
+    said = train(tmp_path / "2", "--model", "random:leadline-xs", "--data", tmp_path / "pictures").stderr.splitlines()[0]
     assert "4 of 4 pictures looked at name no camera: its metres are right for no particular camera" in said
     assert camera_of(tmp_path / "2") is None

@@ -10,7 +10,7 @@ from leadline.training.run import starting_point
 
 
 def test_network_keys_change_a_variant_and_nothing_else():
-    words = {"model": "leadline-s", "sources": [{"data": "rendered:room"}]}
+    words = {"model": "random:leadline-s", "sources": [{"data": "rendered:room"}]}
     changed = TrainConfig(**words, network={"kind": "relative_disparity", "head": "softplus"})
     start = starting_point(changed)
     assert start.contract.output.kind is Kind.RELATIVE_DISPARITY

@@ -14,14 +14,14 @@ from leadline.errors import ConfigError, OutputError
 from leadline.training.config import TrainConfig, load_config
 from leadline.training.paths import refuse_data_folder
 
-WORDS = ["train", "--model", "leadline-s", "--data", "rendered:room,count=4,height=48,width=64", "--batch", "2"]
+WORDS = ["train", "--model", "random:leadline-s", "--data", "rendered:room,count=4,height=48,width=64", "--batch", "2"]
 WORDS += ["--size", "32,64", "--threads", "1"]
 
 
 def written(folder: Path, **values: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "c.yaml"
-    path.write_text(json.dumps({"model": "leadline-s", "sources": [{"data": "rendered"}], **values}))
+    path.write_text(json.dumps({"model": "random:leadline-s", "sources": [{"data": "rendered"}], **values}))
     return path
 
 
@@ -95,7 +95,7 @@ def test_a_run_is_not_written_into_its_data(tmp_path: Path, reference: str, insi
 def test_the_command_refuses_its_data_folder_before_anything_is_written(tmp_path: Path) -> None:
     scenes = tiny.folder(tmp_path / "scenes", count=4)
     before = sorted(scenes.rglob("*"))
-    words = ["train", "--model", "leadline-s", "--data", str(scenes), "--out", str(scenes), "--batch", "2"]
+    words = ["train", "--model", "random:leadline-s", "--data", str(scenes), "--out", str(scenes), "--batch", "2"]
     refused = CliRunner().invoke(app, words)
     assert refused.exit_code == 2
     assert "will not write a run into" in refused.stderr
@@ -130,5 +130,5 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     done = CliRunner().invoke(app, [*WORDS, "--out", str(tmp_path / "run"), "--iterations", "9"])
     assert done.exit_code == 130
     assert done.stdout.startswith("1 iterations, interrupted")
-    assert "To go on to 9, run the same command again: leadline train --model leadline-s" in done.stdout
+    assert "To go on to 9, run the same command again: leadline train --model random:leadline-s" in done.stdout
     assert "--out 'a run'" in done.stdout

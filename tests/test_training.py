@@ -28,7 +28,7 @@ from leadline.training.run import run, starting_point
 from leadline.training.schedule import rate_at
 
 SMALL = {
-    "model": "leadline-s",
+    "model": "random:leadline-s",
     "sources": [{"data": "rendered:room,count=16,height=48,width=64"}],
     "size": [32, 64],
     "batch": 2,
@@ -202,7 +202,7 @@ def test_damaged_samples_stop_the_run_by_name_or_are_left_out_and_counted(monkey
 def test_skip_bad_counts_unpaired_and_damaged_samples(tmp_path: Path) -> None:
     scenes = tiny.folder(tmp_path / "scenes", count=6)
     (scenes / "depth" / "001.png").unlink()
-    words = ["train", "--model", "leadline-s", "--data", str(scenes), "--iterations", "3", "--batch", "2"]
+    words = ["train", "--model", "random:leadline-s", "--data", str(scenes), "--iterations", "3", "--batch", "2"]
     words += ["--size", "32,64", "--threads", "1", "--json", "--out"]
 
     refused = CliRunner().invoke(app, [*words, str(tmp_path / "refused")])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from leadline.cli.options import Json, Reference, Size, Threads, parse_part, parse_size
+from leadline.cli.options import DEFAULT_MODEL, Json, Reference, Size, Threads, parse_part, parse_size
 from leadline.cli.run import Folder, Processes, Runs
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _list_steps(wanted: bool) -> None:
 
 
 def command(
-    reference: Reference,
+    reference: Reference = DEFAULT_MODEL,
     *,
     steps: Annotated[
         list[str], typer.Option("--step", "-s", metavar="NAME[:key=value,...]", help="What is done; repeat, in order.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from leadline.cli.options import REFERENCE_HELP, Json, Reference, Size, SkipBad, Threads, parse_size
+from leadline.cli.options import DEFAULT_MODEL, REFERENCE_HELP, Json, Reference, Size, SkipBad, Threads, parse_size
 from leadline.cli.terminal import print_whole
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _MOST_NAMED = 10
 
 
 def command(
-    reference: Reference,
+    reference: Reference = DEFAULT_MODEL,
     *,
     data: Annotated[str, typer.Option("--data", "-d", metavar="D", help="Data set: rendered, a path, FORMAT:PATH.")],
     protocol: Annotated[str, typer.Option("--protocol", "-p", metavar="P", help="How accuracy is counted.")],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from leadline.cli.options import Json, Reference, Size, parse_size
+from leadline.cli.options import DEFAULT_MODEL, Json, Reference, Size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ EXAMPLES = (
 
 
 def command(
-    reference: Reference,
+    reference: Reference = DEFAULT_MODEL,
     *,
     runtime: Annotated[str, typer.Option("--runtime", "-r", metavar="R", help="Engine: torch, onnxruntime, openvino.")],
     precision: Annotated[str, typer.Option("--precision", "-p", metavar="P", help="Arithmetic to ask for.")] = "fp32",

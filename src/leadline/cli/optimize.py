@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from leadline.cli import INTERRUPTED
-from leadline.cli.options import Json, Reference, Threads, parse_size
+from leadline.cli.options import DEFAULT_MODEL, Json, Reference, Threads, parse_size
 from leadline.cli.terminal import lettered
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ FOOT = (
 
 
 def command(
-    reference: Reference,
+    reference: Reference = DEFAULT_MODEL,
     *,
     data: Annotated[str, typer.Option("--data", "-d", metavar="D", help="Data set: rendered, a path, FORMAT:PATH.")],
     split: Annotated[

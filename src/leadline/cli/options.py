@@ -10,7 +10,7 @@ import typer
 
 from leadline.errors import ConfigError
 
-DEFAULT_MODEL = "leadline-s-indoor"
+DEFAULT_MODEL = "leadline-s"
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -38,7 +38,9 @@ REFERENCE_HELP = "Zoo name, checkpoint or bundle folder, .onnx with a contract b
 
 Model = Annotated[str, typer.Option("--model", "-m", metavar="REF", help=REFERENCE_HELP)]
 Reference = Annotated[str, typer.Argument(metavar="REF", help=REFERENCE_HELP)]
-References = Annotated[list[str], typer.Argument(metavar="REF...", help=REFERENCE_HELP)]
+References = Annotated[
+    list[str], typer.Argument(metavar="REF...", help=REFERENCE_HELP, default_factory=lambda: [DEFAULT_MODEL])
+]
 Threads = Annotated[
     int, typer.Option("--threads", "-t", min=0, max=256, help="Threads of the engine; 0: the engine chooses.")
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from leadline.cli.options import Json, Out, Reference, Threads
+from leadline.cli.options import DEFAULT_MODEL, Json, Out, Reference, Threads
 from leadline.cli.terminal import print_whole
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ MOST_SHOWN = 12
 
 
 def command(
-    reference: Reference,
+    reference: Reference = DEFAULT_MODEL,
     *,
     data: Annotated[str, typer.Option("--data", "-d", metavar="D", help="Data set with depth: rendered, a path ...")],
     kind: Annotated[str, typer.Option("--kind", "-k", metavar="K", help="pruning, channels or bits.")],

@@ -40,7 +40,7 @@ def beyond_maximum(batch: Batch, contract: Contract) -> list[Finding]:
     if share <= BEYOND:
         return []
     figure = f"{share:.0%} of a batch's measured pixels lie above {end:g} m, where {contract.name}'s output ends"
-    mend = "start at a variant that reaches farther, as in --model leadline-s --set 'network={max_depth: 80}'"
+    mend = "start at a variant that reaches farther, as in --model random:leadline-s --set 'network={max_depth: 80}'"
     return [Finding("targets beyond the network's maximum", figure, f"at most {BEYOND:.0%}", mend)]
 
 

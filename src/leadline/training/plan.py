@@ -9,8 +9,7 @@ import yaml
 
 from leadline.depth import Kind
 from leadline.errors import ConfigError, KindError
-from leadline.models.registry import variants
-from leadline.reference import RANDOM
+from leadline.reference import fresh_variant
 from leadline.training.config import METRIC, TrainConfig
 from leadline.training.fit import CONFIG, STATE
 from leadline.training.lessons import lessons_of
@@ -108,7 +107,7 @@ def plan(config: TrainConfig, out: Path, teacher: str | None = None) -> Plan:
 
 def trained(model: str) -> bool:
     """True where a reference names trained weights, False for a variant, whose weights are fresh."""
-    return model not in variants() and not model.startswith(RANDOM)
+    return fresh_variant(model) is None
 
 
 def _lacks_camera(start: Start) -> bool:
@@ -130,7 +129,7 @@ def _origin(lesson: Lesson, teacher: str) -> str:
 
 def _learns_relative(config: TrainConfig, start: Start, lessons: Sequence[Lesson]) -> bool:
     """Whether fresh weights of FastDepth's family are to become a relative network, as nothing here is in metres."""
-    fresh = start.architecture == "fastdepth" and config.model in variants() and "kind" not in config.network
+    fresh = start.architecture == "fastdepth" and not trained(config.model) and "kind" not in config.network
     if not fresh or "objectives" in config.model_fields_set or any(lesson.source.frames for lesson in lessons):
         return False
     return {lesson.kind for lesson in lessons} <= {Kind.RELATIVE_DISPARITY, Kind.SCALED_DISPARITY}
@@ -171,7 +170,7 @@ def _check_kinds(model: str, kind: Kind, kinds: set[Kind], *, films: bool) -> No
         raise KindError("relative depth cannot be a target", why=why, mend="give metric depth or relative disparity")
     if films and kind not in (Kind.SCALED_DISPARITY, Kind.METRIC_DEPTH):
         why = f"it predicts {kind}, whose unknown shift leaves no geometry to learn from frames"
-        mend = "start at scaled disparity (lite-mono-tiny) or metres (leadline-s), or distil: --teacher REF"
+        mend = "start at scaled disparity (lite-mono-tiny) or metres (random:leadline-s), or distil: --teacher REF"
         raise KindError("self-supervision cannot start at", where=model, why=why, mend=mend)
     if kinds and kind is Kind.METRIC_DEPTH and Kind.METRIC_DEPTH not in kinds:
         why = f"nothing here is in metres, only {', '.join(sorted(kinds))}, and its metres would drift"

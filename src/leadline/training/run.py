@@ -11,7 +11,7 @@ from leadline.data.dataset import Subset, open_dataset
 from leadline.errors import ConfigError
 from leadline.manifest import manifest_kind
 from leadline.models.registry import architecture, parse_config, variants
-from leadline.reference import RANDOM
+from leadline.reference import RANDOM, fresh_variant
 from leadline.training.fit import Start, evaluating, fit
 from leadline.training.paths import refuse_data_folder
 
@@ -85,27 +85,27 @@ def starting_point(config: TrainConfig) -> Start:
 
     Raises:
         ConfigError: ImageNet weights were asked for an architecture that has none; `network` has a key or value that
-            the architecture does not know, or stands beside a reference.
+            the architecture does not know; it, `imagenet` or `truncate_from` stands beside trained weights.
         ModelReferenceError: the name is neither.
         CheckpointError: the teacher that the network is to be cut from has nothing that fits.
     """
     import torch
 
-    known = variants()
-    if config.model in known:
-        name, chosen = known[config.model]
+    variant = fresh_variant(config.model)
+    if variant is not None:
+        name, chosen = variants()[variant]
         if config.network:
             chosen = parse_config(name, {**chosen.model_dump(mode="json"), **config.network})
         torch.manual_seed(config.seed)
         module = architecture(name)
         model, contract = module.build(chosen), module.contract(chosen)
-        contract = contract.model_copy(update={"name": config.name or config.model})
+        contract = contract.model_copy(update={"name": config.name or variant})
         lineage = (_cut_from(config.truncate_from, model),) if config.truncate_from else ()
         start = Start(model, contract, name, chosen, lineage)
-    elif config.network or config.truncate_from:
-        key = "network" if config.network else "truncate_from"
-        why = "the network of a checkpoint is what it is"
-        raise ConfigError(f"`{key}` needs a variant", where=config.model, why=why, mend=f"leave `{key}` out")
+    elif config.network or config.truncate_from or config.imagenet:
+        key = "network" if config.network else "truncate_from" if config.truncate_from else "imagenet"
+        mend = f"leave `{key}` out" + (f", or write {RANDOM}{config.model}" if config.model in variants() else "")
+        raise ConfigError(f"`{key}` needs fresh weights", where=config.model, why="it is trained already", mend=mend)
     else:
         from leadline.reference import load_model
 
@@ -126,8 +126,7 @@ def starting_point(config: TrainConfig) -> Start:
 
 def _renamed(name: str, config: TrainConfig) -> str:
     """Not the start's own name: what is trained further is another model."""
-    fresh = config.model.startswith(RANDOM)
-    return name if fresh or name.endswith(FINETUNED) else name[: 200 - len(FINETUNED)] + FINETUNED
+    return name if name.endswith(FINETUNED) else name[: 200 - len(FINETUNED)] + FINETUNED
 
 
 def _cut_from(teacher: str, student: nn.Module) -> dict[str, Any]:
