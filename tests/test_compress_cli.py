@@ -51,7 +51,7 @@ def answer(place: Path) -> dict[str, Any]:
 def test_source_and_result_are_measured_in_pairs(place: Path) -> None:
     before, after = answer(place)["rows"]
     assert (before["step"], after["step"]) == ("source", "finetune")
-    assert after["options"] == {"iterations": 2, "learning_rate": 1e-4, "keep_zeros": True}
+    assert after["options"].items() >= {"iterations": 2, "learning_rate": 1e-4, "keep_zeros": True}.items()
     count = sum(parameter.numel() for parameter in tiny_models.cnn().model.parameters())
     for row in (before, after):
         assert row["status"] == "measured"
