@@ -28,7 +28,7 @@ from leadline.evaluation.complexity import count_kernel_weights, count_macs
 from leadline.reference import LoadedModel
 
 SIZE = (64, 96)
-SOME = ("mobilenet.2.3", "mobilenet.3.3", "mobilenet.7.3", "decoder.conv3.1.0")
+SOME = ("mobilenet.2.3", "mobilenet.3.3", "decoder.conv3.1.0", "mobilenet.7.3")
 BRIEF: dict[str, Any] = {"resource": "macs", "groups": SOME, "ratio": 0.03, "final_iterations": 0}
 
 
@@ -100,7 +100,7 @@ def test_goes_on_after_a_kill_without_doing_again(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before the first proposal, within the first turn, and within the second."""
-    options = BRIEF | {"budget": 0.91, "iterations": 1}
+    options = BRIEF | {"budget": 0.91, "iterations": 0, "groups": SOME[:3]}
     done: list[str] = []
 
     def recording(kill_after: int | None) -> Callable[..., Iterator[proposals.Outcome]]:
@@ -117,9 +117,9 @@ def test_goes_on_after_a_kill_without_doing_again(
     monkeypatch.setattr(netadapt, "in_this_process", recording(None))
     whole = adapted(options, placed(tmp_path / "whole", pictures))
     once = len(done)
-    assert once > 5
+    assert once == 5  # three groups, then the two that are left
     done.clear()
-    for kill_after in (0, 2, 5):
+    for kill_after in (0, 2, 4):
         monkeypatch.setattr(netadapt, "in_this_process", recording(kill_after))
         with pytest.raises(KeyboardInterrupt):
             adapted(options, placed(tmp_path / "killed", pictures))
@@ -210,8 +210,8 @@ def test_plan_marks_tied_layers(tmp_path: Path) -> None:
     bars = [Bar("a", 64, 24, ("a",)), Bar("b", 32, 32, ("b", "c")), Bar("d", 16, 8, ("d", "e"))]
     draw_plan(bars, tmp_path / "plan.svg", "a title")
     text = (tmp_path / "plan.svg").read_text()
-    for said in ("24 of 64", " 32  A", "8 of 16  B", "a title", "tied by additions"):
-        assert f"<!-- {said.strip()} -->" in text or f"<!--  {said.strip()} -->" in text or said.strip() in text
+    for said in ("24 of 64", "32  A", "8 of 16  B", "a title", "tied by additions"):
+        assert said in text
 
 
 @pytest.mark.slow
@@ -224,8 +224,9 @@ def test_processes_find_the_same(tmp_path: Path, pictures: Path) -> None:
 
 
 @pytest.mark.slow
-def test_latency_on_an_engine(tmp_path: Path, pictures: Path) -> None:
-    target = Target(runtime="onnxruntime", threads=1, size=SIZE)
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_latency_on_an_engine(engine: str, tmp_path: Path, pictures: Path) -> None:
+    target = Target(runtime=engine, threads=1, size=SIZE)
     options = BRIEF | {"resource": "latency", "groups": (), "budget": 0.8, "ratio": 0.1, "iterations": 0}
     lines: list[str] = []
     place = placed(tmp_path, pictures, target=target, say=lines.append)

@@ -26,7 +26,7 @@ from leadline.compression.piece_timing import EngineTimer
 from leadline.compression.proposals import CHECKPOINT, Task, in_processes, in_this_process, on_ray, save, work
 from leadline.compression.resources import Latency, Macs, Resource, ResourceName, Weights, narrowed, shapes_of
 from leadline.compression.tuning import configured, tune
-from leadline.errors import ConfigError, DataError
+from leadline.errors import ConfigError, DataError, closest
 from leadline.output import write_atomic
 from leadline.reference import load_model
 
@@ -71,7 +71,8 @@ class NetAdapt(Step):
     final_iterations: Annotated[int, Field(ge=0)] = Field(default=1000, description="long fine-tuning at the end")
     learning_rate: float = Field(default=3e-4, gt=0, lt=10, description="peak rate of all of these")
     metric: str | None = Field(default=None, description="of the validation's protocol; delta1 where it has it")
-    table: Path | None = Field(default=None, description="file of measured pieces; in the step's folder where absent")
+    # a plain text: the file grows while the step runs, and what it holds decides nothing that the options do not
+    table: str | None = Field(default=None, description="file of measured pieces; in the step's folder where absent")
     ray: bool = Field(default=False, description="proposals on a Ray cluster that sees the same folder")
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -103,7 +104,7 @@ class NetAdapt(Step):
         if self.resource == "weights":
             return Weights()
         timer = EngineTimer(place.target.runtime, place.target.threads)
-        path = self.table or place.folder / "latency.sqlite"
+        path = Path(self.table) if self.table else place.folder / "latency.sqlite"
         place.say(f"latency on {described(timer.identity)} at {size[0]}x{size[1]}, table {path}")
         return Latency(stack.enter_context(LatencyTable(path, timer)), timer, size)
 
@@ -157,8 +158,6 @@ class _Networks:
         known = {group.name for group in groups(self.source)}
         self.allowed = set(self.options.groups) or known
         if unknown := self.allowed - known:
-            from leadline.errors import closest
-
             name = min(unknown)
             raise ConfigError("no such group of channels", where=name, mend=closest(name, known))
         self.history: list[Turn] = []
@@ -264,15 +263,16 @@ class _Networks:
     def _task(self, folder: Path, network: Path, group: str, width: int, changes: dict[str, Any] | None) -> Task:
         validation = needed(self.place)
         fidelity = validation.protocol.startswith("fidelity")
+        single = {"threads": 1} if self.options.ray or self.place.processes > 1 else {}
         return Task(
             folder=folder.resolve(),
             network=network.resolve(),
             group=group,
             width=width,
             changes=changes,
-            train=dict(self.place.train),
+            train={**self.place.train, **single} if self.place.train else {},
             validation=validation,
-            target=self.place.target,
+            target=self.place.target.model_copy(update=single),
             metric=self.options.metric,
             reference=str((self.place.folder / START / CHECKPOINT).resolve()) if fidelity else None,
         )
