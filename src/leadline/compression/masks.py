@@ -128,6 +128,6 @@ def detach(model: nn.Module) -> None:
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight") and any(
             isinstance(each, Reader)
-            for each in module.parametrizations["weight"]  # type: ignore[index,union-attr]
+            for each in module.parametrizations["weight"]  # type: ignore[index]
         ):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)

@@ -178,7 +178,7 @@ class Searched(nn.Module):
 def _positions(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     """How often each layer's window is applied to one picture, by path; layers that do not run are left out."""
     found: dict[str, int] = {}
-    names = {module: path for path, module in model.named_modules() if isinstance(module, COUNTED)}
+    names: dict[nn.Module, str] = {each: path for path, each in model.named_modules() if isinstance(each, COUNTED)}
 
     def note(module: nn.Module, given: tuple[Tensor, ...], said: Tensor) -> None:
         if isinstance(module, nn.Linear):
