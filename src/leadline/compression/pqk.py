@@ -133,7 +133,7 @@ def choose(network: QuantisedNetwork, share: float, scope: str = "layer", *, dep
     found = [(grid.kept, weight.abs()) for grid, weight in network.weight_grids() if _prunable(grid.kept, depthwise)]
     if scope == "global":
         together = torch.cat([size.flatten() for _, size in found])
-        parts = _largest(together, share).split([size.numel() for _, size in found])
+        parts = torch.split(_largest(together, share), [size.numel() for _, size in found])
     else:
         parts = tuple(_largest(size.flatten(), share) for _, size in found)
     for (kept, _), part in zip(found, parts, strict=True):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leadline.compression.base import Place, Step
 from leadline.compression.qat_start import calibrated_start, schedule, train
@@ -39,6 +39,14 @@ class QuantisationAwareTraining(Step):
         default=None, description="how ranges are found at the start; as `calibration` says where absent"
     )
     percentile: float = Field(default=99.99, gt=0, le=100, description="of |x| that `percentile` keeps")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.freeze_after is not None and self.ranges == "fixed":
+            raise ValueError("freeze_after belongs to `ranges: learned`; fixed ones never move")
+        if "percentile" in self.model_fields_set and self.method not in (None, "percentile"):
+            raise ValueError(f"percentile belongs to method percentile, not to {self.method}")
+        return self
 
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
         """The network with float weights on INT8 grids, and those grids: exported with them instead of calibrating.

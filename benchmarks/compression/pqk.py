@@ -1,0 +1,71 @@
+r"""A tenth of FP32's size: PQK (zeros that only an archive makes small) beside channels removed and INT8 (dense).
+
+    python benchmarks/compression/pqk.py --out ../runs/pqk
+
+Sizes are shares of the FP32 parameters of the network that it starts from: `dense` has one byte for each INT8 weight,
+`deflated` is the same in an archive (zlib, level 9), where zeros count; an engine unpacks them and gains no time. The
+goal is 0.1 in either with at most 0.02 of delta1 lost. `--amounts` are PQK's shares of zeros, `--macs` the shares of
+the MACs that channel pruning keeps before fine-tuning and INT8 training. Stop it at any time (Ctrl-C): the same command
+goes on where it was.
+
+One amount of PQK is 1,000 + 500 iterations in FP32 arithmetic (phase 2 runs the network twice): on one core about 20
+hours at 224 x 288 in batches of 16; one structured row about 25. `--iterations` scales all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from int8_rows import METRIC, Bench, arguments, change, said
+from rows import started
+
+from leadline.compression.int8_size import int8_size
+from leadline.reference import load_model
+
+GOAL_SIZE, GOAL_DROP = 0.1, 0.02
+
+
+def rows(amounts: list[float], kept: list[float], iterations: int, teacher: str) -> dict[str, list[dict[str, Any]]]:
+    """The networks by name."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for amount in amounts:
+        pqk = {"step": "pqk", "amount": amount, "iterations": iterations, "distil_iterations": iterations // 2}
+        found[f"PQK, {amount:.0%} zeros"] = [pqk]
+    for share in kept:
+        found[f"{share:.0%} of the MACs by channels, then QAT"] = [
+            {"step": "prune-channels", "macs": share},
+            {"step": "finetune", "iterations": 2 * iterations, "learning_rate": 1e-3, "teacher": teacher},
+            {"step": "qat", "iterations": max(1, iterations // 3)},
+        ]
+    return found
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--amounts", default="0.6,0.75,0.85", help="PQK's shares of zeros")
+    parser.add_argument("--macs", default="0.4", help="shares of the MACs kept by channel pruning")
+    parser.add_argument("--iterations", type=int, default=1000)
+    options = parser.parse_args()
+    bench = Bench(options)
+    floating = bench.score(options.model)
+    whole = 4 * sum(value.numel() for value in load_model(options.model).model.parameters())
+    numbers = [[float(each) for each in text.split(",") if each] for text in (options.amounts, options.macs)]
+    print(bench.heading(floating) + "\n")
+    print(f"| engine | network | {METRIC} | change | zeros | dense | deflated | file, MB | goal |")
+    print("|---" * 9 + "|")
+    print(f"| PyTorch | float | {said(floating.summary()[METRIC])} | | | 1.000 | | {whole / 1e6:.2f} | |")
+    for engine in options.engine or ["onnxruntime"]:
+        for name, steps in rows(*numbers, options.iterations, options.model).items():
+            made = bench.made(engine, steps)
+            scored, size = bench.score(made.bundle), int8_size(load_model(made.network))
+            moved = change(scored, floating)
+            dense, packed = size.int8 / whole, size.deflated / whole
+            small = "dense" if dense <= GOAL_SIZE else "deflated" if packed <= GOAL_SIZE else ""
+            goal = f"met ({small})" if small and -moved.value <= GOAL_DROP else ""
+            figures = [said(scored.summary()[METRIC]), said(moved, "+"), f"{size.zeros:.1%}"]
+            figures += [f"{dense:.3f}", f"{packed:.3f}", f"{made.size / 1e6:.2f}", goal]
+            print(f"| {engine} | {name} | {' | '.join(figures)} |", flush=True)
+
+
+if __name__ == "__main__":
+    started(main)
