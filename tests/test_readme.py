@@ -22,12 +22,12 @@ def test_the_examples_run_in_their_order(tmp_path: Path) -> None:
         return done.stdout
 
     for command in "".join(blocks("bash")).strip().splitlines():
-        words = shlex.split(command)
+        words = shlex.split(command, comments=True)
         assert words[0] == "leadline"
         ran("-m", *words)
     (code,) = blocks("python")
     assert ran("-c", code).startswith("metric_depth m (240, 320)")
 
 
-def test_there_are_five_examples() -> None:
-    assert len(blocks("bash")) == 5
+def test_there_are_six_examples() -> None:
+    assert len(blocks("bash")) == 6
