@@ -125,6 +125,15 @@ def test_accuracy_alone_does_not_choose_what_misses_its_target() -> None:
     assert selected([idle], last, "accuracy") is idle
 
 
+def test_reaching_keeps_lucky_trifles_out() -> None:
+    # (0.90 - 0.91) / 1 = -0.01 beats 0.01 / 20 = 0.0005 by the published ratio, and gains nothing to speak of
+    last = Turn(iteration=0, accuracy=0.90, resource=100.0)
+    lucky, useful = proposal("lucky", 99.0, 0.91, reached=False), proposal("useful", 80.0, 0.89)
+    assert selected([lucky, useful], last, "ratio") is lucky
+    assert selected([lucky, useful], last, "ratio", reaching=True) is useful
+    assert selected([lucky], last, "ratio", reaching=True) is lucky
+
+
 def test_small_terms_of_the_ratio_are_the_published_ones() -> None:
     # equal losses of 0: (0 + 1e-6) / (gain + 1e-5), so the larger gain wins even without any loss
     last = Turn(iteration=0, accuracy=0.5, resource=10.0)
@@ -150,6 +159,11 @@ def test_impossible_budget_names_the_least_reachable() -> None:
     ):
         run(toy, Schedule(budget=0.2))
     assert toy.asked == []
+
+
+def test_channels_that_cost_nothing_are_no_way_to_a_budget() -> None:
+    with pytest.raises(ConfigError, match=r"100.0% of the start is left. Fewer channels do not make .* cheaper"):
+        run(Toy({"a": (32, 0.0, 0.1), "fixed": (1, 64.0, 0.0)}), Schedule(budget=0.5))
 
 
 def test_groups_of_one_channel_stay() -> None:

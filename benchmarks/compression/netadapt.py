@@ -7,9 +7,9 @@ adapts the packaged indoor network on ONNX Runtime, learns from and decides on N
 `--runtime openvino` asks another engine, `--model` and `--train` another network. Stop it at any time (Ctrl-C): the
 same command goes on where it was, at the last finished proposal or the last saved state of a training.
 
-On two cores about 4 core-hours: a tenth for the table of pieces (kept in OUT/latency.sqlite), a third for some 7 turns
-(34 proposals each, judged on 40 pictures; 6 of them fine-tuned for 10 iterations, the chosen one for 60), the rest for
-the 2,000 iterations at the end and the test pictures. Let nothing else run beside the last part, which takes the times.
+On two cores about 4 core-hours: a tenth for the table of pieces (kept in OUT/latency.sqlite), 40 minutes for some 11
+turns (34 proposals each, judged on 40 pictures; 4 of them fine-tuned for 10 iterations, the chosen one for 40), and
+the 2,000 iterations at the end with the test pictures. Let nothing else run beside the last part, which takes times.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def recipe(options: argparse.Namespace) -> Recipe:
         decay=options.decay,
         max_iterations=options.turns,
         rule=options.rule,
+        reaching=not options.any_gain,
         iterations=options.brief,
         shortlist=options.shortlist,
         winner_iterations=options.winner,
@@ -53,7 +54,7 @@ def recipe(options: argparse.Namespace) -> Recipe:
     )
     judged = Judged(
         data=options.validation,
-        split=options.split,
+        split=options.split or None,
         first=options.first,
         protocol=options.protocol,
         limit=options.judged,
@@ -62,7 +63,9 @@ def recipe(options: argparse.Namespace) -> Recipe:
         model=options.model,
         train=train_file(options.train),
         validation=judged,
-        score=Judged(data=options.score, split=options.score_split, protocol=options.protocol, limit=options.limit),
+        score=Judged(
+            data=options.score, split=options.score_split or None, protocol=options.protocol, limit=options.limit
+        ),
         target=Target(runtime=options.runtime, threads=options.threads),
         steps=[step],
     )
@@ -117,7 +120,7 @@ def main() -> None:
     parser.add_argument("--model", default="leadline-s-indoor", help="model reference")
     parser.add_argument("--train", type=Path, default=Path("configs/leadline-s-indoor.yaml"), help="configuration")
     parser.add_argument("--validation", default="../shared/data/nyu", help="data set that proposals are judged on")
-    parser.add_argument("--split", default="train", help="of it")
+    parser.add_argument("--split", default="train", help="of it; empty where it has none")
     parser.add_argument("--first", type=int, default=755, help="index of its first picture used")
     parser.add_argument("--judged", type=int, default=40, help="at most so many of its pictures")
     parser.add_argument("--score", default="../shared/data/nyu", help="data set of the figures")
@@ -128,13 +131,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resource", default="latency", choices=["latency", "macs", "weights"])
     parser.add_argument("--budget", type=float, default=0.55, help="share of the resource to end at")
-    parser.add_argument("--ratio", type=float, default=0.08, help="share of it that the first turn takes away")
+    parser.add_argument("--ratio", type=float, default=0.05, help="share of it that the first turn takes away")
     parser.add_argument("--decay", type=float, default=0.96)
-    parser.add_argument("--turns", type=int, default=14, help="at most")
+    parser.add_argument("--turns", type=int, default=20, help="at most")
     parser.add_argument("--rule", default="ratio", choices=["ratio", "accuracy"])
+    parser.add_argument("--any-gain", action="store_true", help="as published: also groups that miss the target alone")
     parser.add_argument("--brief", type=int, default=10, help="iterations of each proposal of the shortlist")
-    parser.add_argument("--shortlist", type=int, default=6)
-    parser.add_argument("--winner", type=int, default=60, help="iterations of the chosen proposal")
+    parser.add_argument("--shortlist", type=int, default=4)
+    parser.add_argument("--winner", type=int, default=40, help="iterations of the chosen proposal")
     parser.add_argument("--final", type=int, default=2000, help="iterations at the end")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--table", type=Path, help="file of measured pieces; OUT/latency.sqlite where absent")

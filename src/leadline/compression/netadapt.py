@@ -59,6 +59,7 @@ class NetAdapt(Step):
     decay: float = Field(default=0.96, gt=0, le=1, description="factor of that from one iteration to the next")
     max_iterations: Annotated[int, Field(ge=1)] = 10
     rule: Rule = Field(default="ratio", description="accuracy lost per resource gained, or accuracy alone (the paper)")
+    reaching: bool = Field(default=False, description="groups that miss the target alone only where all of them do")
     multiple: Annotated[int, Field(ge=1)] = Field(default=8, description="widths are multiples of so many channels")
     groups: tuple[str, ...] = Field(default=(), description="that may be narrowed; all where absent")
     iterations: Annotated[int, Field(ge=0)] = Field(default=10, description="short fine-tuning of each proposal")
@@ -90,7 +91,7 @@ class NetAdapt(Step):
             work = _Networks(self, source, place, resource)
             history = work.begun()
             network = work.current(history)
-            schedule = Schedule(self.budget, self.ratio, self.decay, self.max_iterations, self.rule)
+            schedule = Schedule(self.budget, self.ratio, self.decay, self.max_iterations, self.rule, self.reaching)
             network = Adaptation(work, schedule, place.say).run(network, history, work.keep)
             self._conclude(source, network, history, place, resource)
         if self.final_iterations:
@@ -220,7 +221,7 @@ class _Networks:
         if changes is None or shortlist is None:
             return self._judged(iteration, narrowings, changes, "tuned" if changes else "plain")
         plain = self._judged(iteration, narrowings, None, "plain")
-        best = ranked(plain, self.history[-1], self.options.rule)[:shortlist]
+        best = ranked(plain, self.history[-1], self.options.rule, reaching=self.options.reaching)[:shortlist]
         return self._judged(iteration, [each.narrowing for each in best], changes, "tuned")
 
     def adopted(self, network: LoadedModel, iteration: int, proposal: Proposal) -> tuple[Proposal, LoadedModel, float]:

@@ -102,6 +102,7 @@ class Schedule:
         decay: factor of that from one iteration to the next.
         max_iterations: at most so many.
         rule: `ratio`: least accuracy lost per resource gained (the published code); `accuracy`: most accurate (paper).
+        reaching: consider those above their target only where none is below it.
     """
 
     budget: float = 0.25
@@ -109,6 +110,7 @@ class Schedule:
     decay: float = 0.96
     max_iterations: int = 10
     rule: Rule = "ratio"
+    reaching: bool = False
 
 
 class Adaptation(Generic[N]):
@@ -158,7 +160,7 @@ class Adaptation(Generic[N]):
         reaching = sum(each.reached for each in narrowings)
         self._say(f"iteration {iteration}: below {target:.6g}; {reaching} of {len(narrowings)} groups reach it alone")
         proposals = self.work.proposals(network, iteration, narrowings)
-        best = selected(proposals, last, self.schedule.rule)
+        best = selected(proposals, last, self.schedule.rule, reaching=self.schedule.reaching)
         best, network, resource = self.work.adopted(network, iteration, best)
         chosen, accuracy = best.narrowing, best.accuracy
         turn = Turn(
@@ -189,6 +191,8 @@ class Adaptation(Generic[N]):
         if least > budget:
             why = f"with every group at its narrowest {least / first:.1%} of the start is left"
             mend = f"set the budget to {math.ceil(1000 * least / first) / 1000:g} or more"
+            if least >= first:
+                mend = "fewer channels do not make this network cheaper there: choose another resource or engine"
             raise ConfigError("budget out of reach", where=f"{budget / first:.1%}", why=why, mend=mend)
 
 
@@ -215,7 +219,7 @@ def narrowing(group: str, width: int, multiple: int, target: float, cost: Callab
     return Narrowing(group, width, multiple, least, reached=True)
 
 
-def selected(proposals: Sequence[Proposal], last: Turn, rule: Rule) -> Proposal:
+def selected(proposals: Sequence[Proposal], last: Turn, rule: Rule, *, reaching: bool = False) -> Proposal:
     """The best of the proposals that cost less than the network before.
 
     Args:
@@ -223,11 +227,14 @@ def selected(proposals: Sequence[Proposal], last: Turn, rule: Rule) -> Proposal:
         last: the network before.
         rule: `ratio`: the smallest (accuracy lost + 1e-6) / (resource gained + 1e-5); `accuracy`: the most accurate of
             those that are below their target, or of all where none is. The first of equals.
+        reaching: `ratio` too prefers all that are below their target to those that are not. A picture or two more that
+            come out right make a loss negative, and the ratio then the better the less was gained: with few pictures,
+            turns go by that bring the budget no nearer.
 
     Raises:
         ConfigError: none costs less.
     """
-    best = ranked(proposals, last, rule)
+    best = ranked(proposals, last, rule, reaching=reaching)
     if not best:
         why = f"none of {len(proposals)} groups can be narrowed so that the network costs less"
         place = f"iteration {last.iteration + 1}"
@@ -235,13 +242,14 @@ def selected(proposals: Sequence[Proposal], last: Turn, rule: Rule) -> Proposal:
     return best[0]
 
 
-def ranked(proposals: Sequence[Proposal], last: Turn, rule: Rule) -> list[Proposal]:
+def ranked(proposals: Sequence[Proposal], last: Turn, rule: Rule, *, reaching: bool = False) -> list[Proposal]:
     """The proposals that cost less than the network before, best first (see `selected`)."""
     cheaper = [each for each in proposals if each.narrowing.resource < last.resource]
     if rule == "accuracy":
         return sorted(cheaper, key=lambda each: (not each.narrowing.reached, -each.accuracy))
 
-    def lost_per_gained(each: Proposal) -> float:
-        return (last.accuracy - each.accuracy + 1e-6) / (last.resource - each.narrowing.resource + 1e-5)
+    def lost_per_gained(each: Proposal) -> tuple[bool, float]:
+        ratio = (last.accuracy - each.accuracy + 1e-6) / (last.resource - each.narrowing.resource + 1e-5)
+        return reaching and not each.narrowing.reached, ratio
 
     return sorted(cheaper, key=lost_per_gained)
