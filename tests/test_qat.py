@@ -265,7 +265,7 @@ class TestResult:
         assert len(apart) > 30
         shares = list(apart.values())
         # a sum that lies between two integers to float rounding may go to either, and what follows from it spreads
-        assert max(shares[:10]) < 0.001
+        assert max(shares[:10]) < 0.01
         assert np.mean(shares) < 0.15
 
     @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -311,23 +311,21 @@ class TestResult:
 
 class TestStep:
     def test_an_interrupted_run_ends_bit_for_bit_where_an_unbroken_one_does(self, tmp_path: Path) -> None:
-        step = QuantisationAwareTraining(iterations=2, learning_rate=1e-3, ranges="learned", freeze_after=1)
-        whole = step.apply(calm(), place(tmp_path / "whole"))
-        QuantisationAwareTraining(iterations=1, learning_rate=1e-3, ranges="learned", freeze_after=1).apply(
-            calm(), replace(place(tmp_path / "broken"), train={**place(tmp_path).train, "decay": 0.0})
-        )
-        state = tmp_path / "broken" / "training" / "state.safetensors"
-        assert state.is_file()
-        broken = replace(place(tmp_path / "broken"), train={**place(tmp_path).train, "decay": 0.0})
-        flat = replace(place(tmp_path / "flat"), train={**place(tmp_path).train, "decay": 0.0})
-        first, second = step.apply(calm(), broken), step.apply(calm(), flat)
+        options: dict[str, Any] = {"learning_rate": 1e-3, "ranges": "learned", "freeze_after": 1}
+        train_ = {**place(tmp_path).train, "decay": 0.0}  # the rate does not depend on the length
+        broken, whole = (replace(place(tmp_path / name), train=train_) for name in ("broken", "whole"))
+        QuantisationAwareTraining(iterations=1, **options).apply(calm(), broken)
+        first = QuantisationAwareTraining(iterations=2, **options).apply(calm(), broken)
+        second = QuantisationAwareTraining(iterations=2, **options).apply(calm(), whole)
+        rows = (tmp_path / "broken" / "training" / "log.csv").read_text().splitlines()
+        assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
         assert first.quantization is not None
         assert second.quantization is not None
         assert first.quantization.activations == second.quantization.activations
         for key, value in first.model.state_dict().items():
             assert torch.equal(value, second.model.state_dict()[key]), key
-        assert whole.quantization is not None
 
+    @pytest.mark.slow
     def test_zeros_stay_and_a_dead_channel_keeps_its_bias(self, tmp_path: Path) -> None:
         model = copy.deepcopy(calm().model)
         layer = model.get_submodule("decoder.conv2.0")
@@ -345,6 +343,7 @@ class TestStep:
         steps = made.quantization.weights["decoder.conv2.0.weight"].steps
         assert float(steps[3]) == pytest.approx(float(steps.max()))  # not 1: its bias is rounded to step x input step
 
+    @pytest.mark.slow
     def test_one_channel_layers_and_constant_activations(self, tmp_path: Path) -> None:
         config = fastdepth.Config(
             encoder_widths=(1, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4),
@@ -369,6 +368,7 @@ class TestStep:
         assert np.abs(said(begun.network, x) - ran).max() < 0.05 * max(float(ran.std()), 1e-3) + 1e-3
 
 
+@pytest.mark.slow
 def test_transformers_round_at_their_products_alone(tmp_path: Path) -> None:
     size, vit = tiny_models.VIT_SIZE, tiny_models.vit()
     at = replace(place(tmp_path), train={**place(tmp_path).train, "size": list(size)})
