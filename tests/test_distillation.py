@@ -295,10 +295,10 @@ def test_the_live_teacher_sees_the_picture_that_the_network_sees(teacher):
     bgr = ours.model_copy(update={"input": ours.input.model_copy(update={"channels": "bgr", "value_max": 255.0})})
     for contract in (ours, bgr):
         given = torch.from_numpy(contract.normalise(pixels))[None]
-        found = distillation._for_teacher(given, contract, theirs)
+        found = distillation.for_teacher(given, contract, theirs)
         assert np.allclose(found[0].numpy(), theirs.normalise(pixels), atol=1e-4)
     given = torch.zeros(1, 3, 64, 96)  # to multiples of 14
-    assert distillation._for_teacher(given, ours, theirs).shape[-2:] == (70, 98)
+    assert distillation.for_teacher(given, ours, theirs).shape[-2:] == (70, 98)
 
 
 def test_features_of_the_teacher_itself_are_aligned(teacher):
