@@ -50,7 +50,8 @@ def mix_of(
     augmentation: dict[str, object] | None = None,
     **more: object,
 ) -> Mix:
-    says = {"model": "random:leadline-s", "sources": list(sources), "batch": 4, "augmentation": augmentation or PLAIN} | more
+    says = {"model": "random:leadline-s", "sources": list(sources), "batch": 4} | more
+    says["augmentation"] = augmentation or PLAIN
     return Mix(TrainConfig.model_validate(says), contract, size)
 
 

@@ -378,5 +378,5 @@ def test_a_student_starts_as_a_cut_of_its_teacher_and_says_so(teacher, monkeypat
         assert torch.equal(start.model.state_dict()[name], value), name
     assert start.lineage[-1]["step"] == "truncate"
     assert start.lineage[-1]["fresh"] == 0
-    with pytest.raises(ConfigError, match="`truncate_from` needs a variant"):
+    with pytest.raises(ConfigError, match="`truncate_from` needs fresh weights"):
         starting_point(config.model_copy(update={"model": teacher}))

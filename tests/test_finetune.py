@@ -92,7 +92,8 @@ def test_pictures_with_depth(place: Path, tmp_path: Path) -> None:
 def test_pictures_alone_with_a_teacher(place: Path, tmp_path: Path) -> None:
     """Both stages resume: a label that is missing is made again, and training goes on after its iterations."""
     run = tmp_path / "run"
-    line = ("train", "--model", "random:leadline-xs", "--data", place / "photos", "--teacher", place / "metric", "--out", run)
+    pictures, teacher = place / "photos", place / "metric"
+    line = ("train", "--model", "random:leadline-xs", "--data", pictures, "--teacher", teacher, "--out", run)
     said = invoke(*line, *BRIEF).stderr
     assert "(fresh weights, metric_depth) learns from labels of" in said
     assert "4 labelled, 0 before" in said

@@ -83,6 +83,7 @@ def test_cameras_that_differ_or_are_unknown_are_said(tmp_path: Path) -> None:
     assert camera_of(tmp_path / "1") is None
     tiny.folder(tmp_path / "pictures", 4)
     tiny.describe(tmp_path / "pictures")  # without its camera
-    said = train(tmp_path / "2", "--model", "random:leadline-xs", "--data", tmp_path / "pictures").stderr.splitlines()[0]
+    done = train(tmp_path / "2", "--model", "random:leadline-xs", "--data", tmp_path / "pictures")
+    said = done.stderr.splitlines()[0]
     assert "4 of 4 pictures looked at name no camera: its metres are right for no particular camera" in said
     assert camera_of(tmp_path / "2") is None

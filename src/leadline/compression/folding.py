@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -91,7 +91,8 @@ def folds(node: Node) -> Node | None:
     if node.target is not NORM:
         return None
     source = node.args[0]
-    foldable = source.target in (aten.conv2d.default, aten.conv_transpose2d.input)  # type: ignore[union-attr]
+    convolutions: tuple[Any, ...] = (aten.conv2d.default, aten.conv_transpose2d.input)
+    foldable = source.target in convolutions  # type: ignore[union-attr]
     return source if foldable and weight_of(source) and len(source.users) == 1 else None  # type: ignore
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from leadline.models.outputs import Outputs
     from leadline.runtimes.onnx_points import Point
 
-OPERATORS = {  # names of ONNX
+OPERATORS: dict[Any, str] = {  # names of ONNX
     aten.relu.default: "Relu",
     aten.relu_.default: "Relu",
     aten.hardtanh.default: "Clip",
@@ -163,9 +163,9 @@ class QuantisedNetwork(nn.Module):
             weights[name] = Channels(grid.step().detach().cpu().clone(), grid.axis)
         activations = {}
         for point in self.points:
-            grid = self.graph.get_submodule(f"grids.{self.groups[point.group]}")
-            assert isinstance(grid, ActivationGrid)
-            activations[point.name] = Activation(float(grid.step()), int(grid.zero))
+            values = self.graph.get_submodule(f"grids.{self.groups[point.group]}")
+            assert isinstance(values, ActivationGrid)
+            activations[point.name] = Activation(float(values.step()), int(values.zero))
         return Quantization(weights, activations)
 
 
@@ -292,8 +292,9 @@ def _grid_of(traced: GraphModule, node: object) -> nn.Module | None:
     """The grid that a tensor was rounded to last."""
     while isinstance(node, Node) and node.target in EXACT:
         node = node.args[0]
-    rounded = isinstance(node, Node) and node.op == "call_module"
-    return traced.get_submodule(str(node.target)) if rounded else None  # type: ignore[union-attr]
+    if not isinstance(node, Node) or node.op != "call_module":
+        return None
+    return traced.get_submodule(str(node.target))
 
 
 def _weight_grids(weights: Mapping[str, Channels], state: Mapping[str, Tensor], training: Training) -> nn.ModuleDict:

@@ -7,7 +7,7 @@ import logging
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 PREFIX = "model."  # of the network's own parameters in the graph
-WEIGHTED = {aten.conv2d.default: 0, aten.conv_transpose2d.input: 1, aten.linear.default: 0}  # axis of output channels
+# axis of output channels
+WEIGHTED: dict[Any, int] = {aten.conv2d.default: 0, aten.conv_transpose2d.input: 1, aten.linear.default: 0}
 NORM = aten.batch_norm.default
 
 

@@ -177,12 +177,12 @@ def layout(
                 )
                 weights[name] = Channels(torch.from_numpy(steps), 0 if linear else naming.axis(weight))
         elif node.op_type == "QuantizeLinear":
-            name, readers = naming.name(node.input[0]), naming.read_by(node.input[0])
-            if name is None:
+            tensor, readers = naming.name(node.input[0]), naming.read_by(node.input[0])
+            if tensor is None:
                 raise ConfigError("cannot name a quantised tensor", where=node.input[0], mend="exclude its node")
             others = len(naming.readers.get(node.input[0], ())) > len(readers)
             grid = Activation(float(scalars[node.input[1]]), int(scalars[node.input[2]]))
-            points.append(Point(name, readers, others, node.input[1], grid))
+            points.append(Point(tensor, readers, others, node.input[1], grid))
     return weights, points
 
 
