@@ -15,8 +15,10 @@ from torch import nn
 import tiny_models
 from leadline.compression.graph import groups
 from leadline.compression.latency_table import LatencyTable, surrounding
+from leadline.compression.piece import Piece
+from leadline.compression.piece_network import PieceNetwork
 from leadline.compression.piece_timing import EngineTimer, Reading, in_turn
-from leadline.compression.pieces import Piece, PieceNetwork, pieces
+from leadline.compression.pieces import pieces
 from leadline.compression.resources import Latency, Macs, Weights, narrowed, shapes_of
 from leadline.errors import ConfigError, DataError
 from leadline.evaluation.complexity import count_kernel_weights, count_macs

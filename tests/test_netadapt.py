@@ -226,13 +226,17 @@ def test_processes_find_the_same(tmp_path: Path, pictures: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
 def test_latency_on_an_engine(engine: str, tmp_path: Path, pictures: Path) -> None:
-    target = Target(runtime=engine, threads=1, size=SIZE)
-    options = BRIEF | {"resource": "latency", "groups": (), "budget": 0.8, "ratio": 0.1, "iterations": 0}
-    lines: list[str] = []
-    place = placed(tmp_path, pictures, target=target, say=lines.append)
-    result = adapted(options, place)
-    assert sum(group.width for group in groups(result)) < sum(group.width for group in groups(tiny_models.cnn()))
-    assert (tmp_path / "latency.sqlite").is_file()
+    size = (128, 160)  # wide and large enough for channels to cost time
+    config = tiny_models.fastdepth.Config(kernel=3, decoder_widths=(128, 96, 64, 48, 32), height=size[0], width=size[1])
+    torch.manual_seed(0)
+    model = tiny_models.fastdepth.build(config).eval()
+    source = replace(tiny_models.cnn(), model=model, config=config, contract=tiny_models.fastdepth.contract(config))
+    wide = [group.name for group in groups(source) if group.name.startswith("decoder") or group.width >= 512]
+    options = {"groups": tuple(wide), "budget": 0.85, "ratio": 0.1, "iterations": 0, "final_iterations": 0}
+    place = placed(tmp_path, pictures, target=Target(runtime=engine, threads=1, size=size))
+    result = NetAdapt(**options).apply(source, place)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["unit"] == "ms"
-    assert 0 < summary["last"] < summary["first"]
+    assert (summary["resource"], summary["unit"]) == ("latency", "ms")
+    assert 0 < summary["last"] <= 0.85 * summary["first"]
+    assert count_macs(result.model, size) < count_macs(model, size)
+    assert (tmp_path / "latency.sqlite").is_file()

@@ -18,8 +18,9 @@ import sqlite3
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from leadline.compression.piece import Piece
 from leadline.compression.piece_timing import Reading
-from leadline.compression.pieces import Piece, pieces
+from leadline.compression.pieces import pieces
 from leadline.errors import DataError, OutputError
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leadline.compression.pieces import Piece, PieceNetwork, picture_size
+from leadline.compression.piece import Piece
+from leadline.compression.piece_network import PieceNetwork, picture_size
 from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
 from leadline.errors import ConfigError

@@ -10,96 +10,19 @@ at some widths tells others. Other pieces (attention, reshaping) are rigid: each
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from leadline.compression.piece import WEIGHTED, Call, Piece, Ref, refs
+from leadline.compression.piece_widths import freed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-Dim = int | str  # a number, or the name of a free width
-Shape = tuple[Dim, ...]
-WEIGHTED = {"conv2d", "conv_transpose2d", "linear"}
-PLAIN = {"batch_norm", "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "sigmoid", "gelu", "elu", "softplus", "silu"}
-PLAIN |= {"tanh", "hardswish", "hardsigmoid", "leaky_relu", "dropout", "interpolate", "add", "add_", "sub", "mul"}
-PLAIN |= {"div", "rmul", "radd", "rsub", "cat", "avg_pool2d", "max_pool2d", "clamp"}
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A tensor of a piece: `x` comes from outside, `c` is a constant (a weight), `t` a result; the image is `image`."""
-
-    kind: str
-    index: int = 0
-    part: int = -1
-
-
-@dataclass(frozen=True)
-class Call:
-    """A recorded call; its arguments hold `Ref`s where tensors stood."""
-
-    function: Callable[..., Any] = field(compare=False)
-    name: str
-    arguments: tuple[Any, ...]
-    options: tuple[tuple[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some calls with the shapes of what goes in; `widths` are the channel counts now, by the names in the shapes.
-
-    Args:
-        calls: in order.
-        inputs: shapes of the tensors from other pieces.
-        constants: shapes of the weights.
-        outputs: what other pieces take.
-        image: shape of the network's input where the piece takes it.
-        widths: (name, channels) of each free width; none where the piece is rigid.
-    """
-
-    calls: tuple[Call, ...]
-    inputs: tuple[Shape, ...]
-    constants: tuple[Shape, ...]
-    outputs: tuple[Ref, ...]
-    image: tuple[int, ...] = ()
-    widths: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def kind(self) -> str:
-        """Text that is the same for pieces that differ in free widths only."""
-        calls = [(call.name, call.arguments, call.options) for call in self.calls]
-        return repr((calls, self.inputs, self.constants, self.outputs, self.image))
-
-    @property
-    def text(self) -> str:
-        """Everything that decides how long it takes."""
-        return f"{self.kind} {self.widths}"
-
-    def at(self, channels: Sequence[int]) -> Piece:
-        """The piece at other widths, in the order of `widths`."""
-        names = [name for name, _ in self.widths]
-        return replace(self, widths=tuple(zip(names, channels, strict=True)))
-
-    def shape(self, dims: Shape) -> tuple[int, ...]:
-        """A shape in numbers."""
-        known = dict(self.widths)
-        return tuple(known[dim] if isinstance(dim, str) else dim for dim in dims)
-
-    def entrances(self) -> list[Piece]:
-        """For each input the piece that only makes such a tensor: what a measurement of this one holds besides it."""
-        made = []
-        for dims in self.inputs:
-            free = tuple((name, width) for name, width in self.widths if name in dims)
-            named: dict[Dim, str] = {name: chr(ord("a") + place) for place, (name, _) in enumerate(free)}
-            shape = tuple(named.get(dim, dim) for dim in dims)
-            made.append(Piece((), (shape,), (), (Ref("x"),), (), tuple((named[name], width) for name, width in free)))
-        return made
 
 
 def pieces(model: nn.Module, size: tuple[int, int]) -> list[Piece]:
@@ -222,7 +145,7 @@ class _Recorder(TorchFunctionMode):
             return known.place
 
         for call in group:
-            arguments, options = _mapped(call.arguments, own), _mapped(call.options, own)
+            arguments, options = _owned(call.arguments, own), _owned(call.options, own)
             calls.append(Call(call.function, call.name, tuple(arguments), tuple(sorted(options.items()))))
         last = {}
         for call in group:
@@ -230,7 +153,7 @@ class _Recorder(TorchFunctionMode):
                 if key in self.taken and self.values[key].owner == number:
                     last[key] = self.values[key].place
         outputs = tuple(last.values()) or (Ref("t", len(group) - 1, 0 if len(group[-1].results) > 1 else -1),)
-        takes_image = any(ref.kind == "image" for call in calls for ref in _refs([call.arguments, call.options]))
+        takes_image = any(ref.kind == "image" for call in calls for ref in refs([call.arguments, call.options]))
         image = tuple(self.image.shape) if takes_image else ()
         found = Piece(tuple(calls), tuple(shape for _, shape in inputs.values()), tuple(constants), outputs, image)
         return freed(found)
@@ -245,8 +168,9 @@ class _Seen:
 
 
 def _name(func: Callable[..., Any]) -> str:
-    name = (resolve_name(func) or getattr(func, "__name__", repr(func))).rpartition(".")[2]  # type: ignore[no-untyped-call]
-    return str(name).strip("_") if str(name).startswith("__") else str(name)
+    resolved: Any = resolve_name  # untyped in some versions of PyTorch
+    name = str(resolved(func) or getattr(func, "__name__", repr(func))).rpartition(".")[2]
+    return name.strip("_") if name.startswith("__") else name
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -257,14 +181,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
-
-
-def _refs(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _refs(each)
 
 
 def _referred(value: Any, known: Mapping[int, _Value]) -> Any:
@@ -279,244 +195,11 @@ def _referred(value: Any, known: Mapping[int, _Value]) -> Any:
     return value
 
 
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, _Seen | Ref):
+def _owned(value: Any, change: Callable[[_Seen], Ref]) -> Any:
+    if isinstance(value, _Seen):
         return change(value)
     if isinstance(value, dict):
-        return {key: _mapped(each, change) for key, each in value.items()}
+        return {key: _owned(each, change) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(each, change) for each in value)
+        return type(value)(_owned(each, change) for each in value)
     return value
-
-
-class _RigidError(Exception):
-    """The piece does something that may depend on the number of channels."""
-
-
-def freed(piece: Piece) -> Piece:
-    """The piece with its channel counts free, where nothing in it depends on them; otherwise the piece as it is."""
-    try:
-        return _Naming(piece).named()
-    except _RigidError:
-        return piece
-
-
-class _Naming:
-    """Which dimensions of a piece are the same free width."""
-
-    def __init__(self, piece: Piece) -> None:
-        self.piece = piece
-        self.parent: dict[int, int] = {}
-        self.width: dict[int, int] = {}
-        self.constants: dict[int, list[tuple[int, int]]] = {}  # constant -> (axis, width)
-        self.of: dict[Ref, tuple[int, ...]] = {}  # widths that a tensor's channels are the sum of
-
-    def named(self) -> Piece:
-        inputs = []
-        for place, shape in enumerate(self.piece.inputs):
-            axis = _axis(shape)
-            own = self._new(shape[axis])
-            self.of[Ref("x", place)] = (own,)
-            inputs.append((axis, own))
-        for place, call in enumerate(self.piece.calls):
-            result = self._weighted(call) if call.name in WEIGHTED else self._plain(call)
-            self.of[Ref("t", place)] = result
-        order: dict[int, str] = {}
-
-        def label(width: int) -> str:
-            return order.setdefault(self._root(width), chr(ord("a") + len(order)))
-
-        free_inputs = tuple(
-            tuple(label(own) if place == axis else dim for place, dim in enumerate(shape))
-            for shape, (axis, own) in zip(self.piece.inputs, inputs, strict=True)
-        )
-        free_constants = []
-        for place, dims in enumerate(self.piece.constants):
-            named = dict(self.constants.get(place, []))
-            free_constants.append(tuple(label(named[a]) if a in named else dim for a, dim in enumerate(dims)))
-        calls = tuple(self._with_groups(call, label) for call in self.piece.calls)
-        widths = tuple((name, self.width[root]) for root, name in order.items())
-        return replace(self.piece, calls=calls, inputs=free_inputs, constants=tuple(free_constants), widths=widths)
-
-    def _new(self, width: Dim) -> int:
-        assert isinstance(width, int)
-        self.parent[len(self.parent)] = len(self.parent)
-        self.width[len(self.parent) - 1] = width
-        return len(self.parent) - 1
-
-    def _root(self, one: int) -> int:
-        while self.parent[one] != one:
-            one = self.parent[one]
-        return one
-
-    def _same(self, one: int, other: int) -> None:
-        first, second = sorted((self._root(one), self._root(other)))
-        if self.width[first] != self.width[second]:
-            raise _RigidError
-        self.parent[second] = first
-
-    def _shape(self, ref: Ref) -> tuple[int, ...]:
-        return tuple(int(dim) for dim in self.piece.constants[ref.index])
-
-    def _single(self, ref: Any) -> int | None:
-        """The one width of a tensor; None for the image, whose channels are given."""
-        if not isinstance(ref, Ref) or ref.kind == "c" or ref.part >= 0:
-            raise _RigidError
-        if ref.kind == "image":
-            return None
-        if len(self.of[ref]) != 1:
-            raise _RigidError
-        return self.of[ref][0]
-
-    def _weighted(self, call: Call) -> tuple[int, ...]:
-        """A convolution: full, or each channel alone; or a linear layer."""
-        given = dict(call.options)
-        names = _PARAMETERS[call.name]
-        given |= dict(zip(names, call.arguments, strict=False))
-        inputs, weight, bias = self._single(given["input"]), given["weight"], given.get("bias")
-        if not isinstance(weight, Ref) or weight.kind != "c":
-            raise _RigidError
-        shape, groups = self._shape(weight), int(given.get("groups", 1))
-        out_axis, in_axis = (1, 0) if call.name == "conv_transpose2d" else (0, 1)
-        if groups == 1:
-            own = self._new(shape[out_axis])
-            marks = [(out_axis, own)] + ([] if inputs is None else [(in_axis, inputs)])
-        elif inputs is not None and groups == shape[0] == self.width[inputs] and shape[1] == 1:
-            own, marks = inputs, [(0, inputs)]
-        else:
-            raise _RigidError
-        self.constants[weight.index] = marks
-        if bias is not None:
-            self.constants[bias.index] = [(0, own)]
-        return (own,)
-
-    def _plain(self, call: Call) -> tuple[int, ...]:
-        """Something that works on each channel alone."""
-        if call.name not in PLAIN:
-            raise _RigidError
-        refs = list(_refs([call.arguments, call.options]))
-        moving = [ref for ref in refs if ref.kind != "c"]
-        if any(ref.kind == "image" for ref in moving):
-            raise _RigidError
-        if call.name == "cat":
-            if dict(call.options).get("dim", (*call.arguments, 0)[1]) != 1:
-                raise _RigidError
-            return tuple(width for ref in moving for width in self.of[ref])
-        if len({len(self.of[ref]) for ref in moving}) != 1:
-            raise _RigidError
-        result = self.of[moving[0]]
-        for ref in moving[1:]:
-            for one, other in zip(result, self.of[ref], strict=True):
-                self._same(one, other)
-        for ref in refs:
-            if ref.kind == "c" and math.prod(self._shape(ref)) > 1:
-                if len(result) != 1:
-                    raise _RigidError
-                axes = [axis for axis, dim in enumerate(self._shape(ref)) if dim != 1]
-                if len(axes) != 1 or self._shape(ref)[axes[0]] != self.width[self._root(result[0])]:
-                    raise _RigidError
-                self.constants[ref.index] = [(axes[0], result[0])]
-        return result
-
-    def _with_groups(self, call: Call, label: Callable[[int], str]) -> Call:
-        """A depthwise convolution's number of groups is its width."""
-        if call.name not in WEIGHTED or call.name == "linear":
-            return call
-        given = dict(call.options) | dict(zip(_PARAMETERS[call.name], call.arguments, strict=False))
-        if int(given.get("groups", 1)) == 1:
-            return call
-        given["groups"] = label(self._single(given["input"]) or 0)
-        return replace(call, arguments=(), options=tuple(sorted(given.items())))
-
-
-_PARAMETERS = {
-    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    "conv_transpose2d": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
-    "linear": ("input", "weight", "bias"),
-}
-
-
-def _axis(shape: Shape) -> int:
-    """Where the channels are: N x C x H x W, or N x tokens x C."""
-    return 1 if len(shape) == 4 else len(shape) - 1
-
-
-class PieceNetwork(nn.Module):
-    """A piece as a network of its own: 1 x 3 x h x w to 1 x 1 x 1 x 1, so that every engine takes it.
-
-    A pointwise convolution of three channels makes each input; the mean over each output keeps engines from leaving
-    the piece out. Both hand over and take the tensor in the engine's own memory layout, as its neighbours would.
-
-    Args:
-        piece: at the widths that it has.
-    """
-
-    def __init__(self, piece: Piece) -> None:
-        super().__init__()
-        self.piece = piece
-        self.size = picture_size(piece)
-        self.entrances = nn.ModuleList()
-        for dims in piece.inputs:
-            shape = piece.shape(dims)
-            made: nn.Module = nn.Linear(3, shape[-1]) if len(shape) == 3 else nn.Conv2d(3, shape[_axis(shape)], 1)
-            self.entrances.append(made if len(shape) in (3, 4) else nn.Identity())
-        generator = torch.Generator().manual_seed(0)
-        self.constants = nn.ParameterList()
-        for dims in piece.constants:
-            shape = piece.shape(dims)
-            spread = 1 / math.sqrt(max(1, math.prod(shape[1:])))
-            weight = torch.randn(shape, generator=generator) * spread if len(shape) > 1 else torch.ones(shape)
-            self.constants.append(nn.Parameter(weight, requires_grad=False))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """1 x 1 x 1 x 1 from 1 x 3 x h x w."""
-        inputs = [
-            _entered(made, image, self.piece.shape(dims))
-            for made, dims in zip(self.entrances, self.piece.inputs, strict=True)
-        ]
-        results: list[Any] = []
-        widths = dict(self.piece.widths)
-
-        def found(ref: Ref) -> Any:
-            if ref.kind == "t":
-                return results[ref.index] if ref.part < 0 else results[ref.index][ref.part]
-            return {"x": lambda: inputs[ref.index], "c": lambda: self.constants[ref.index], "image": lambda: image}[
-                ref.kind
-            ]()
-
-        for call in self.piece.calls:
-            options = {key: _mapped(value, found) for key, value in call.options}
-            if isinstance(options.get("groups"), str):
-                options["groups"] = widths[options["groups"]]
-            results.append(call.function(*_mapped(call.arguments, found), **options))
-        total = sum(_left(found(ref)) for ref in self.piece.outputs)
-        assert isinstance(total, Tensor)
-        return total
-
-
-def picture_size(piece: Piece) -> tuple[int, int]:
-    """(height, width) of the picture that a piece's network takes: that of its first input."""
-    if piece.image:
-        return piece.image[2], piece.image[3]
-    shape = piece.shape(piece.inputs[0]) if piece.inputs else (1, 1, 1, 1)
-    if len(shape) == 4:
-        return shape[2], shape[3]
-    return (shape[1], 1) if len(shape) == 3 else (1, 1)
-
-
-def _entered(made: nn.Module, image: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if len(shape) == 4:
-        small = image if image.shape[2:] == shape[2:] else F.interpolate(image, size=shape[2:], mode="nearest")
-        return made(small)  # type: ignore[no-any-return]
-    if len(shape) == 3:
-        small = image if image.shape[2:] == (shape[1], 1) else F.interpolate(image, size=(shape[1], 1), mode="nearest")
-        return made(small[..., 0].transpose(1, 2))  # type: ignore[no-any-return]
-    return image.mean() + torch.ones(shape)
-
-
-def _left(result: Tensor) -> Tensor:
-    """1 x 1 x 1 x 1 from a piece's result."""
-    if result.ndim == 4:
-        pooled = F.avg_pool2d(result, (result.shape[2], result.shape[3]))
-        return pooled.mean(1, keepdim=True)
-    return result.mean().reshape(1, 1, 1, 1)
