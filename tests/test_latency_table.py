@@ -95,7 +95,17 @@ def test_what_engines_fuse_is_one_piece() -> None:
     ]
     assert found[1].inputs == ((1, "a", 4, 6),)  # a depthwise convolution and its skip: one width
     assert found[1].constants == (("a", 1, 3, 3), ("a",))
-    assert found[2].widths == (("a", 8), ("b", 1))
+    assert found[2].widths == (("a", 8),)
+
+
+def test_one_channel_is_no_free_width() -> None:
+    head = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 1, bias=False), nn.BatchNorm2d(1), nn.ReLU())
+    _, piece = pieces(head.eval(), (4, 6))
+    assert piece.constants == ((1, "a", 1, 1), (1,), (1,), (1,), (1,))
+    assert piece.widths == (("a", 8),)
+    network = PieceNetwork(piece.at((24,))).eval()
+    with torch.no_grad():
+        assert network(torch.ones(1, 3, 4, 6)).shape == (1, 1, 1, 1)
 
 
 def test_interpolation_on_withheld_widths(tmp_path: Path) -> None:

@@ -50,8 +50,11 @@ class _Naming:
             self.of[Ref("t", place)] = result
         order: dict[int, str] = {}
 
-        def label(width: int) -> str:
-            return order.setdefault(self._root(width), chr(ord("a") + len(order)))
+        def label(width: int) -> Dim:
+            root = self._root(width)
+            if self.width[root] == 1:  # a single number may also be what all channels share: never another width
+                return 1
+            return order.setdefault(root, chr(ord("a") + len(order)))
 
         free_inputs = tuple(
             tuple(label(own) if place == axis else dim for place, dim in enumerate(shape))
@@ -145,7 +148,7 @@ class _Naming:
                 self.constants[ref.index] = [(axes[0], result[0])]
         return result
 
-    def _with_groups(self, call: Call, label: Callable[[int], str]) -> Call:
+    def _with_groups(self, call: Call, label: Callable[[int], Dim]) -> Call:
         """A depthwise convolution's number of groups is its width."""
         if call.name not in WEIGHTED or call.name == "linear":
             return call
