@@ -11,14 +11,18 @@ import typer
 from leadline.cli import INTERRUPTED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
 
     from leadline.studies.measurement import Figure, Measurement
     from leadline.studies.recipe import Recipe
     from leadline.studies.recipe_run import Outcome
     from leadline.studies.results import Result
 
-COLUMNS = ("M par.", "G MACs", "MB", "zipped")
+SIZE = ("M par.", "G MACs", "MB", "zipped")
 COST = ("ms p50", "IQR", "x faster", "peak MiB")
 FOOT = (
     "Accuracy and time of a checkpoint are of its FP32 export to the target, of a bundle of the bundle itself; MB are "
@@ -67,31 +71,22 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
 
 
 def _print(outcome: Outcome) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     from leadline.cli.terminal import print_whole
     from leadline.evaluation.bootstrap import FEW
-    from leadline.studies.recommend import NAMES
 
     source = outcome.rows[0].accuracy
     assert source is not None
-    primary = source.primary
-    title = f"{outcome.recipe.model}: {source.protocol} on {source.data}, {source.scored} pictures"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("result", *COLUMNS, NAMES.get(primary, primary), "change [95 %]", *COST):
-        table.add_column(name, justify="left" if name == "result" else "right", no_wrap=True)
-    for one, row in zip(outcome.results, outcome.rows, strict=True):
-        if row.accuracy is not None and row.latency is not None:
-            table.add_row(*_cells(one, row, primary))
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)  # a file or a pipe has no width to keep to
-    print_whole(table, console)
+    for table in _tables(outcome, console):
+        print_whole(table, console)
     lines = [FOOT]
     if source.scored < FEW:
         lines.append(f"Caution: {source.scored} pictures only, {FEW} or more make a verdict.")
+    lines += _scattered(outcome)
     for one, row in zip(outcome.results, outcome.rows, strict=True):
         if row.status != "measured":
             lines.append(f"{row.status.value} {one.label}: {row.reason}")
@@ -101,6 +96,65 @@ def _print(outcome: Outcome) -> None:
     lines += [f"note: {note}" for note in notes]
     for line in (*lines, f"Result: {outcome.results[-1].ref}"):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _scattered(outcome: Outcome) -> list[str]:
+    """A line where times scatter so much that "x faster" may be noise."""
+    from leadline.studies.caution import SCATTERED
+
+    latencies = [
+        (one.label, row.latency) for one, row in zip(outcome.results, outcome.rows, strict=True) if row.latency
+    ]
+    wide = [label for label, latency in latencies if latency.iqr > SCATTERED * latency.p50]
+    if not wide:
+        return []
+    names = ", ".join(wide)
+    return [
+        f"Caution: times of {names} scatter (IQR above {SCATTERED:.0%} of the median): x faster may be noise; run it "
+        "again on an idle machine, with more --runs."
+    ]
+
+
+def _tables(outcome: Outcome, console: Console) -> list[Table]:
+    """One table; where it is wider than the console, two that share the results' numbers: accuracy, and cost."""
+    from leadline.cli.terminal import width_of
+    from leadline.studies.recommend import NAMES
+
+    source = outcome.rows[0].accuracy
+    assert source is not None
+    title = f"{outcome.recipe.model}: {source.protocol} on {source.data}, {source.scored} pictures"
+    columns = ("result", *SIZE, NAMES.get(source.primary, source.primary), "change [95 %]", *COST)
+    cells = [
+        _cells(one, row, source.primary)
+        for one, row in zip(outcome.results, outcome.rows, strict=True)
+        if row.accuracy is not None and row.latency is not None
+    ]
+    whole = _table(title, columns, cells)
+    if width_of(whole, console) <= console.width:
+        return [whole]
+    accuracy = [0, len(SIZE) + 1, len(SIZE) + 2]
+    cost = [*range(1, len(SIZE) + 1), *range(len(SIZE) + 3, len(columns))]
+    number = [row[0].partition(" ")[0] for row in cells]
+    return [
+        _table(title, [columns[k] for k in accuracy], [[row[k] for k in accuracy] for row in cells]),
+        _table(
+            "",
+            ["", *(columns[k] for k in cost)],
+            [[n, *(row[k] for k in cost)] for n, row in zip(number, cells, strict=True)],
+        ),
+    ]
+
+
+def _table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("", "result") else "right", no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
+    return table
 
 
 def _cells(one: Result, row: Measurement, primary: str) -> list[str]:

@@ -80,14 +80,22 @@ class Place:
 class Step(_Options):
     """Something done to a network; a subclass names itself with `step: Literal["..."] = "..."`."""
 
-    trains: ClassVar[bool] = False  # needs `train` in the recipe
-    judges: ClassVar[bool] = False  # needs `validation`
+    trains: ClassVar[bool] = False  # needs `train` in the recipe, whatever the options
+    judges: ClassVar[bool] = False  # needs `validation` likewise
     bundles: ClassVar[bool] = False  # gives a bundle, which no further step takes
     # Parts of the recipe that the result may depend on: `place` holds these alone, and a change of them does the step
     # again. All that a step does not read is better left out, or a new target repeats hours of training.
     uses: ClassVar[frozenset[str]] = frozenset({"train", "validation", "calibration", "target"})
 
     step: str
+
+    def needs_train(self) -> bool:
+        """Whether the step, with these options, needs `train` in the recipe."""
+        return self.trains
+
+    def needs_validation(self) -> bool:
+        """Whether the step, with these options, needs `validation` in the recipe."""
+        return self.judges
 
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel | Bundle:
         """What the step makes of a network; `source` itself stays as it is.

@@ -69,6 +69,10 @@ class PruneChannels(Step):
             raise ValueError("fallback is another importance beside bn-scale")
         return self
 
+    def needs_train(self) -> bool:
+        """To train between rounds, or to look at gradients."""
+        return bool(self.iterations) or "taylor" in (self.importance, self.fallback)
+
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
         """The narrower network, fine-tuned where `iterations` say so.
 

@@ -2,8 +2,9 @@
 
 A look-up table of single layers, as NetAdapt's authors used it (SPEC.md 2.2), misses what engines fuse and what lies
 between layers. Here the pieces are those of `leadline.compression.pieces`, and each is measured inside a small network
-that makes its inputs; the time of a network that only makes them is subtracted. So call overhead, the picture's way in
-and the change into the engine's own memory layout fall out, and what remains adds up over a network. Batch 1.
+that makes its inputs; the time of networks that only make them is subtracted. So call overhead (counted once for a
+network), the picture's way in and the change into the engine's own memory layout fall out, and what remains adds up
+over a network. Batch 1.
 
 Widths are sampled on a grid that is as fine as 8 channels up to 64, then about an eighth of the width, and only where
 somebody asks; between the grid's points the time is linear in each width.
@@ -18,7 +19,7 @@ import sqlite3
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from leadline.compression.piece import Piece
+from leadline.compression.piece import Piece, Ref
 from leadline.compression.piece_timing import Reading
 from leadline.compression.pieces import pieces
 from leadline.errors import DataError, OutputError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+CALL = Piece((), ((1, 1, 1, 1),), (), (Ref("x"),))
 STEP = 8
 FINE = 64  # widths up to here are sampled at every step
 _VERSION = 1
@@ -101,14 +103,20 @@ class LatencyTable:
         return self.total(pieces(model, size))
 
     def total(self, found: Iterable[Piece]) -> float:
-        """Milliseconds of some pieces."""
+        """Milliseconds of some pieces and one call of the engine."""
         listed = [(piece.text, piece) for piece in found]
         count, one = Counter(text for text, _ in listed), dict(listed)
-        return sum(times * self.piece(one[text]) for text, times in count.items())
+        return self._call() + sum(times * self.piece(one[text]) for text, times in count.items())
 
     def piece(self, piece: Piece) -> float:
         """Milliseconds that a piece adds to a network; a little below 0 may happen, sums are what counts."""
-        return self._between(piece) - sum(self._between(entrance) for entrance in piece.entrances())
+        entrances = piece.entrances()
+        calls = 1 - len(entrances)  # each of these measurements holds one
+        return self._between(piece) - sum(self._between(each) for each in entrances) - calls * self._call()
+
+    def _call(self) -> float:
+        """Milliseconds of a call that computes nothing to speak of."""
+        return self._at(CALL).milliseconds
 
     def readings(self) -> list[Reading]:
         """What this object has looked up so far."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from leadline.compression.base import Place, Step, _Options
 from leadline.compression.tuning import tune
@@ -65,6 +65,16 @@ class PruneMagnitude(Step):
         if (self.scope == "sensitivity") != (self.sensitivity is not None):
             raise ValueError("scope sensitivity and a sensitivity file belong together")
         return self
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _sexagesimal(cls, value: object) -> object:
+        """YAML reads 2:4 without quotes as minutes and seconds, 124."""
+        return f"{value // 60}:{value % 60}" if isinstance(value, int) and not isinstance(value, bool) else value
+
+    def needs_train(self) -> bool:
+        """To train between rounds."""
+        return self.gradual is not None
 
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel | Bundle:
         """The network with zeros; of an ONNX file, a bundle for the target's engine.

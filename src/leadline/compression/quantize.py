@@ -64,6 +64,10 @@ class Quantize(Step):
             raise ValueError(str(error)) from error
         return self
 
+    def needs_validation(self) -> bool:
+        """To hold a limit of accuracy."""
+        return self.max_drop is not None
+
     def apply(self, source: LoadedModel, place: Place) -> Bundle:
         """A bundle in `place.folder / "bundle"`, its `details["verdict"]` in words and figures.
 

@@ -59,10 +59,10 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         for one in self.steps:
-            if one.trains and not self.train:
+            if one.needs_train() and not self.train:
                 mend = "add `train: FILE.yaml`, or `train: {sources: [{data: DATA}]}`; --train-data DATA of `compress`"
                 raise ConfigError("a step trains", where=one.step, why="the recipe has no `train`", mend=mend)
-            if one.judges and self.validation is None:
+            if one.needs_validation() and self.validation is None:
                 mend = "add `validation: {data: DATA}`, pictures that are neither learned nor finally scored; "
                 mend += "--validation DATA of `compress`"
                 raise ConfigError("a step decides by accuracy", where=one.step, why="no `validation`", mend=mend)

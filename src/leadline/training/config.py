@@ -210,7 +210,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
         return {"why": f"{place}: no {first['ctx']['tag']!r}", "mend": closest(first["ctx"]["tag"], tags)}
     if first["type"] == "union_tag_not_found":
         return {"why": f"{place} does not say which", "mend": f"add {first['ctx']['discriminator']}: ..."}
-    return {"why": f"{place}: {first['msg']}", "mend": ""}
+    said = first["msg"].removeprefix("Value error, ")
+    return {"why": f"{place}: {said}" if place else said, "mend": ""}
 
 
 def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
