@@ -205,7 +205,8 @@ def _report(predictor: Predictor, outcomes: Sequence[Outcome], out: Path, second
         typer.echo(json_module.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         done = len(outcomes) - len(failed)
-        unit = f"{kind} in metres" if kind.unit == "m" else f"{kind}, no unit"
+        side = "nearer" if kind.is_disparity else "farther"
+        unit = f"{kind} in metres" if kind.unit == "m" else f"{kind}, no unit, larger is {side}"
         typer.echo(f"{done} of {len(outcomes)} pictures -> {out}  ({unit}; {len(outcomes) / seconds:.1f} per second)")
     if failed:
         typer.echo(f"{len(failed)} failed:", err=True)
