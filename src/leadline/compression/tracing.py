@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +12,9 @@ from torch.fx import GraphModule, Node
 
 from leadline.errors import UnavailableError
 from leadline.models.outputs import Outputs, outputs
+from leadline.runtimes.onnx_export import quiet_exporter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
 aten = torch.ops.aten
@@ -72,7 +68,7 @@ def trace(model: nn.Module, size: tuple[int, int]) -> Traced:
     parts = len(found.maps), int(found.centres is not None), len(found.features)
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_exporter("torch.export"), torch.no_grad():
             program = torch.export.export(Everything(copied), (example,), dynamic_shapes=({0: batch},))
             exported = program.module()
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -104,16 +100,3 @@ def parameter(node: object) -> str | None:
 def weight_of(node: Node) -> str | None:
     """Name of the weight of a convolution or linear layer with a constant one; None for any other operation."""
     return parameter(node.args[1]) if node.op == "call_function" and node.target in WEIGHTED else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    exporter = logging.getLogger("torch.export")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-            yield
-    finally:
-        exporter.setLevel(level)

@@ -93,7 +93,7 @@ def _exported(model: nn.Module, contract: Contract) -> onnx.ModelProto:
     was_training = model.training
     model.eval()
     try:
-        with _quiet_exporter(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 (example.to(device),),
@@ -146,9 +146,13 @@ def _strip(proto: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence two known remarks of torch 2.13: that torchvision is absent, and a deprecation inside torch itself."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+def quiet_exporter(logger: str = "torch.onnx._internal.exporter._registration") -> Iterator[None]:
+    """Silence two known remarks of torch 2.13: that torchvision is absent, and a deprecation inside torch itself.
+
+    Args:
+        logger: the name under which torch remarks the first.
+    """
+    registration = logging.getLogger(logger)
     level = registration.level
     registration.setLevel(logging.ERROR)
     try:
