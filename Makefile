@@ -37,6 +37,8 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) -e ".[dev]"
+	@# LiteRT's converter asks for versions that clash with its own; without its dependencies it works beside ours
+	$(PIP) --no-deps $(shell sed -n 's/^# no-deps: //p' constraints.txt)
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from leadline.bundle import load_bundle
+from leadline.bundle import EXAMPLE, load_bundle
 from leadline.errors import BundleError, ConfigError, ContractError, LeadlineError, UnavailableError
+from leadline.predictor import Predictor
 from leadline.runtimes.base import RUNTIMES, ExportOptions, Precision, SessionOptions, required, runtime
 from leadline.runtimes.export import export_bundle
 from tiny_models import cnn, expected, exported, picture, pictures
@@ -29,10 +35,11 @@ RAN |= {"int8-weights": ("fp32 (int8 weights)",), "int8-static": ("int8 (",)}
 
 @pytest.fixture(params=list(RUNTIMES))
 def engine(request: pytest.FixtureRequest) -> str:
+    """An engine that exports and runs on this machine."""
     name: str = request.param
     state = runtime(name).availability()
-    if not state.available:
-        pytest.skip(f"{name}: {state.reason}")
+    if not state.available or state.export_only:
+        pytest.skip(f"{name}: {state.reason or state.export_only}")
     return name
 
 
@@ -48,7 +55,8 @@ def test_precisions_are_those_promised(engine: str) -> None:
 
 @pytest.mark.parametrize(("engine", "precision"), CASES)
 def test_exports_loads_runs_and_agrees(engine: str, precision: str) -> None:
-    required(engine)
+    if reason := required(engine).availability().export_only:
+        pytest.skip(f"{engine}: {reason}")
     bundle = load_bundle(exported("cnn", engine, precision).folder)
     assert (bundle.runtime, bundle.precision, bundle.size, bundle.dynamic) == (engine, precision, (64, 96), False)
     assert not bundle.contract.input.dynamic
@@ -126,8 +134,12 @@ def test_an_unknown_device_is_refused_in_words(engine: str) -> None:
         runtime(engine).open(exported("cnn", engine, "fp32"), SessionOptions(device="quantum"))
 
 
-def test_an_open_size_really_is_open(engine: str) -> None:
+def test_an_open_size_really_is_open(engine: str, tmp_path: object) -> None:
     """RUNTIMES.md pitfall 2: the file must follow sizes and batches that the exporter never saw."""
+    if not runtime(engine).dynamic:
+        with pytest.raises(ConfigError, match=f"{engine} cannot leave the size open"):
+            runtime(engine).export(cnn(), ExportOptions(dynamic=True), tmp_path)  # type: ignore[arg-type]
+        return
     bundle = exported("cnn", engine, "fp32", (64, 96), True)
     assert bundle.dynamic
     assert bundle.contract.input.dynamic
@@ -190,3 +202,44 @@ def test_export_bundle_writes_parity_and_lineage_at_once(engine: str, tmp_path: 
     assert bundle.details["parity"]["relative"] < 1e-4
     assert bundle.lineage[-1]["step"] == "export"
     assert sorted(path.name for path in out.parent.iterdir()) == ["bundle"]
+
+
+def test_the_example_gives_our_depth_without_us(engine: str, tmp_path: Path) -> None:
+    """`python example.py picture.png depth.npy` in the bundle is what `leadline predict` computes."""
+    bundle = export_bundle(cnn(), engine, ExportOptions(), tmp_path / "bundle")
+    if not runtime(engine).example(bundle):
+        assert EXAMPLE not in bundle.files
+        return
+    pixels = (255 * picture(3, (120, 200))[0].transpose(1, 2, 0)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    text = bundle.file(EXAMPLE).read_text()
+    assert "leadline" not in "".join(line for line in text.splitlines() if "import" in line)
+    command = [sys.executable, str(bundle.file(EXAMPLE)), "picture.png", "depth.npy"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    ours = Predictor(runtime(engine).open(bundle, SessionOptions())).predict(pixels).values
+    np.testing.assert_allclose(np.load(tmp_path / "depth.npy"), ours, rtol=1e-4, atol=1e-4)
+    load_bundle(bundle.folder)  # what the example leaves behind does not spoil the bundle
+
+
+@pytest.mark.parametrize("spec", [{"antialias": False, "interpolation": "bicubic"}, {"channels": "bgr"}, {}])
+@pytest.mark.parametrize("corners", [True, False])
+def test_the_example_keeps_the_contract(spec: dict[str, object], corners: bool, tmp_path: Path) -> None:
+    """Resizing and normalising of every contract, shrinking and enlarging, by the example's own lines."""
+    model = cnn()
+    spec = {**spec, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+    contract = model.contract.model_copy(
+        update={
+            "input": model.contract.input.model_copy(update=spec),
+            "output": model.contract.output.model_copy(update={"align_corners": corners}),
+        }
+    )
+    bundle = export_bundle(
+        dataclasses.replace(model, contract=contract), "onnxruntime", ExportOptions(), tmp_path / "b"
+    )
+    for size in ((120, 200), (40, 50)):
+        pixels = (255 * picture(3, size)[0].transpose(1, 2, 0)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "picture.png")
+        command = [sys.executable, str(bundle.file(EXAMPLE)), str(tmp_path / "picture.png"), str(tmp_path / "d.npy")]
+        subprocess.run(command, check=True, timeout=120)
+        ours = Predictor(runtime("onnxruntime").open(bundle, SessionOptions())).predict(pixels).values
+        np.testing.assert_allclose(np.load(tmp_path / "d.npy"), ours, rtol=1e-3, atol=1e-3)

@@ -24,7 +24,7 @@ from leadline.output import LOCK_NAME
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-CONTRACT = "contract.json"
+CONTRACT, EXAMPLE = "contract.json", "example.py"
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the engine's files together, bytes."""
-        return sum((self.folder / name).stat().st_size for name in self.files if name != CONTRACT)
+        """Size of the engine's files together, bytes; contract and example are not among them."""
+        return sum((self.folder / name).stat().st_size for name in self.files if name not in (CONTRACT, EXAMPLE))
 
     def write_measurements(self, values: Mapping[str, Any]) -> None:
         """Write (or replace) `measurements.json`; plain JSON values, no NaN."""

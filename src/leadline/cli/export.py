@@ -160,17 +160,20 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    details, parity = facts["details"], facts["details"]["parity"]
+    details = facts["details"]
     height, width = facts["size"]
     lines = [
         f"{facts['bundle']}: {facts['runtime']} {facts['precision']}, input {height}x{width} (height x width)"
         + (", any size its contract allows" if facts["dynamic"] else "")
         + f", {facts['bytes'] / 1e6:.2f} MB",
         f"computes in: {details['precision_ran']}",
-        f"against PyTorch fp32 on {parity['pictures']} rendered pictures: mean |difference| {parity['mean_abs']:.3g} "
-        f"({parity['relative']:.2%} of the spread), largest {parity['max_abs']:.3g}, "
-        f"δ1 {parity['delta1']:.4f}, correlation {parity['correlation']:.5f}",
     ]
+    if parity := details.get("parity"):
+        lines.append(
+            f"against PyTorch fp32 on {parity['pictures']} rendered pictures: mean |difference| "
+            f"{parity['mean_abs']:.3g} ({parity['relative']:.2%} of the spread), largest {parity['max_abs']:.3g}, "
+            f"δ1 {parity['delta1']:.4f}, correlation {parity['correlation']:.5f}"
+        )
     if details.get("calibration") == "trained":
         lines.append("ranges and INT8 weights: as quantisation-aware training left them, not calibrated")
     lines += [f"note: {note}" for note in details.get("notes", ())]

@@ -58,12 +58,21 @@ RUNTIMES = {
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether an engine can run here: its version, or the reason why not and the line that installs it."""
+    """Whether an engine can be used here.
+
+    Args:
+        available: it exports here, runs here, or both.
+        version: of the engine.
+        reason: why it is not available.
+        install: the line that installs it.
+        export_only: why its bundles cannot be run on this machine; empty where they can.
+    """
 
     available: bool
     version: str = ""
     reason: str = ""
     install: str = ""
+    export_only: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,8 @@ class Runtime(Protocol):
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[Precision, ...]]
+    dynamic: ClassVar[bool]  # whether a bundle may leave height and width open
+    packages: ClassVar[str]  # what pip installs to run a bundle
 
     def availability(self) -> Availability:
         """Whether the engine runs here, found without importing it where possible."""
@@ -181,6 +192,13 @@ class Runtime(Protocol):
         Raises:
             BundleError: a file is missing or damaged.
             UnavailableError: the engine is missing.
+        """
+
+    def example(self, bundle: Bundle) -> str:
+        """Python lines that define `infer(values)` with the engine alone, for a bundle's `example.py`.
+
+        They run beside the bundle's files, with `HERE` (its folder, a Path) and numpy as `np`; `values` and the result
+        are 1 x 3 x H x W and 1 x 1 x H x W float32 arrays. Empty where a bundle needs Leadline to run.
         """
 
 
@@ -250,13 +268,17 @@ def refuse_precision(adapter: Runtime, options: ExportOptions) -> None:
     """Refuse a precision that the engine does not have, and options that the precision does not know.
 
     Raises:
-        ConfigError: it does not have it (the message lists those that it has), or options contradict each other.
+        ConfigError: it does not have it (the message lists those that it has), it cannot leave the size open, or
+            options contradict each other.
     """
     if options.precision not in adapter.precisions:
         known = ", ".join(adapter.precisions)
         why = LACKS.get((adapter.name, options.precision), "")
         what = f"{adapter.name} has no precision"
         raise ConfigError(what, where=str(options.precision), why=why, mend=f"known: {known}")
+    if options.dynamic and not adapter.dynamic:
+        mend = "leave --dynamic out, or export one bundle per size"
+        raise ConfigError(f"{adapter.name} cannot leave the size open", where="--dynamic", mend=mend)
     check_options(options)
 
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leadline.bundle import Bundle, load_bundle, write_bundle
+from leadline.bundle import EXAMPLE, Bundle, load_bundle, write_bundle
 from leadline.contract import Contract
 from leadline.errors import ContractError
 from leadline.output import atomic_folder, check_writable
-from leadline.runtimes.base import Exportable, ExportOptions, SessionOptions, bundle_contract, required
+from leadline.runtimes.base import Exportable, ExportOptions, Runtime, SessionOptions, required
 from leadline.runtimes.calibration import calibration_inputs
+from leadline.runtimes.example import example_code
 from leadline.runtimes.parity import check_parity, measure_parity
 from leadline.runtimes.torch_eager import open_model
 
@@ -45,7 +46,8 @@ def export_bundle(
         pictures: data set or folder for the parity check; None takes rendered ones.
 
     Returns:
-        The bundle; `details["parity"]` holds the figures, `details["precision_ran"]` what the engine computed in.
+        The bundle; `details["parity"]` holds the figures, `details["precision_ran"]` what the engine computed in. An
+        engine that cannot run on this machine leaves no parity but a note that says so.
 
     Raises:
         ParityError: the file differs from PyTorch by more than its precision may; `out` is left as it was.
@@ -56,26 +58,15 @@ def export_bundle(
     """
     adapter = required(runtime)
     check_writable(out.parent)
-    contract = bundle_contract(source.contract, options.size, options.dynamic)
     with atomic_folder(out, replaces="bundle") as folder:
         made = adapter.export(source, options, folder)
-        session = adapter.open(made, SessionOptions())
-        reference = open_model(source.model, source.contract)
-        figures: dict[str, Any] = {}
-        try:
-            for size in _sizes(contract):
-                inputs = calibration_inputs(pictures, source.contract, size, PARITY_PICTURES, seed=PARITY_SEED)
-                parity = measure_parity(session, reference, inputs)
-                check_parity(parity, options.precision, name=f"{source.name} {runtime} {options.precision}")
-                figures[f"{size[0]}x{size[1]}"] = parity.as_dict()
-            first = next(iter(figures.values()))
-            details = {**made.details, "precision_ran": session.precision_ran, "parity": first}
-            if len(figures) > 1:
-                details["parity_by_size"] = figures
-            if session.notes:
-                details["notes"] = session.notes
-        finally:
-            session.close()
+        if code := example_code(adapter, made):
+            (folder / EXAMPLE).write_text(code, encoding="utf-8")
+        unproven = adapter.availability().export_only
+        if unproven:
+            seen = {"precision_ran": "unknown", "notes": [f"not compared with PyTorch: {unproven}"]}
+        else:
+            seen = _compared(adapter, made, source, options, pictures)
         write_bundle(
             folder,
             runtime=made.runtime,
@@ -84,9 +75,33 @@ def export_bundle(
             size=made.size,
             dynamic=made.dynamic,
             lineage=[*made.lineage, _step(runtime, options, made.size)],
-            details=details,
+            details=made.details | seen,
         )
     return load_bundle(out)
+
+
+def _compared(
+    adapter: Runtime, made: Bundle, source: Exportable, options: ExportOptions, pictures: str | Path | None
+) -> dict[str, Any]:
+    """What running the files showed: the arithmetic, agreement with PyTorch at each size, notes of the engine."""
+    session = adapter.open(made, SessionOptions())
+    reference = open_model(source.model, source.contract)
+    figures: dict[str, Any] = {}
+    try:
+        for size in _sizes(made.contract):
+            inputs = calibration_inputs(pictures, source.contract, size, PARITY_PICTURES, seed=PARITY_SEED)
+            parity = measure_parity(session, reference, inputs)
+            check_parity(parity, options.precision, name=f"{source.name} {adapter.name} {options.precision}")
+            figures[f"{size[0]}x{size[1]}"] = parity.as_dict()
+        first = next(iter(figures.values()))
+        seen = {"precision_ran": session.precision_ran, "parity": first}
+        if len(figures) > 1:
+            seen["parity_by_size"] = figures
+        if session.notes:
+            seen["notes"] = session.notes
+    finally:
+        session.close()
+    return seen
 
 
 def _sizes(contract: Contract) -> list[tuple[int, int]]:

@@ -47,6 +47,8 @@ class OnnxRuntime:
         Precision.INT8_DYNAMIC,
         Precision.INT8_STATIC,
     )
+    dynamic: ClassVar[bool] = True
+    packages: ClassVar[str] = "onnxruntime"
 
     def availability(self) -> Availability:
         """Whether onnxruntime (and onnx, for exporting) is installed."""
@@ -90,7 +92,23 @@ class OnnxRuntime:
         known = KNOWN.get(Precision(bundle.precision), "")
         return open_file(bundle.file(FILE), bundle.contract, options, precision=known)
 
+    def example(self, bundle: Bundle) -> str:
+        """A session of ONNX Runtime, set up as ours is."""
+        widen = 'settings.add_session_config_entry("session.disable_quant_qdq", "1")  # widened once\n'
+        return EXAMPLE.format(file=FILE, widen=widen if bundle.precision == Precision.INT8_WEIGHTS else "")
 
+
+EXAMPLE = """
+import onnxruntime
+
+settings = onnxruntime.SessionOptions()
+settings.intra_op_num_threads = 1
+{widen}session = onnxruntime.InferenceSession(HERE / "{file}", settings)
+
+
+def infer(values):
+    return session.run(None, {{session.get_inputs()[0].name: values}})[0]
+"""
 RUNTIME = OnnxRuntime()
 
 

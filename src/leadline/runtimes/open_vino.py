@@ -47,6 +47,8 @@ class OpenVino:
 
     name: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[Precision, ...]] = tuple(Precision)
+    dynamic: ClassVar[bool] = True
+    packages: ClassVar[str] = "openvino"
 
     def availability(self) -> Availability:
         """Whether openvino is installed; static INT8 needs nncf too, which the extra brings."""
@@ -115,7 +117,25 @@ class OpenVino:
         """
         return _OpenVinoSession(bundle, options)
 
+    def example(self, bundle: Bundle) -> str:
+        """A compiled model of OpenVINO, with the arithmetic that the bundle was made for."""
+        precision = Precision(bundle.precision)
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32")}
+        if precision is Precision.INT8_DYNAMIC:
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(GROUP)
+        return EXAMPLE.format(file=ONNX_FILE if ONNX_FILE in bundle.files else FILE, settings=settings)
 
+
+EXAMPLE = """
+import openvino
+
+SETTINGS = {settings}
+network = openvino.Core().compile_model(HERE / "{file}", "CPU", SETTINGS)
+
+
+def infer(values):
+    return network([values])[0]
+"""
 RUNTIME = OpenVino()
 
 

@@ -41,6 +41,8 @@ class TorchRuntime:
 
     name: ClassVar[str] = "torch"
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.BF16, Precision.INT8_DYNAMIC)
+    dynamic: ClassVar[bool] = True
+    packages: ClassVar[str] = "leadline"
 
     def availability(self) -> Availability:
         """Always, unless the installation is broken."""
@@ -93,6 +95,10 @@ class TorchRuntime:
         load_state(model, read_safetensors(path), where=path)
         precision, per_channel = Precision(bundle.precision), bool(bundle.details.get("per_channel", True))
         return open_model(model, bundle.contract, options, precision=precision, per_channel=per_channel)
+
+    def example(self, bundle: Bundle) -> str:
+        """None: the bundle holds weights for the network that this package builds."""
+        return ""
 
 
 RUNTIME = TorchRuntime()

@@ -187,7 +187,7 @@ def _cannot(cell: Cell) -> str:
     except ConfigError as error:
         return str(error)
     state = adapter.availability()
-    return "" if state.available else f"{state.reason}; {state.install}"
+    return state.export_only if state.available else f"{state.reason}; {state.install}"
 
 
 def _prepare(study: Study, one: _Candidate) -> dict[str, Any]:
