@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from leadline.bundle import Bundle
     from leadline.contract import Contract
     from leadline.models.quantization import Quantization
+    from leadline.runtimes.layer_time import LayerTime
 
 __all__ = [
     "CALIBRATIONS",
@@ -157,6 +158,23 @@ class Session(ABC):
     @abstractmethod
     def _infer(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """The engine's own call."""
+
+    def last_parts(self) -> dict[str, float] | None:
+        """Milliseconds of the last run's host-to-device copy, compute and device-to-host copy; None where it is one."""
+        return None
+
+    def profile(self, values: NDArray[np.float32], runs: int) -> list[LayerTime] | None:
+        """Time of each layer by the engine's own profiler; None: it has none.
+
+        Args:
+            values: as for `run`.
+            runs: that count; medians are over them.
+        """
+        return None
+
+    def device_mib(self) -> float | None:
+        """Largest memory that the engine has held on an accelerator, MiB, as the engine counts it; None on a CPU."""
+        return None
 
     def close(self) -> None:  # noqa: B027  (engines that hold nothing need not override it)
         """Free what the engine holds."""
