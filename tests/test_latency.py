@@ -16,6 +16,7 @@ from leadline.errors import ConfigError, ContractError, LeadlineError
 from leadline.evaluation.isolation import EngineError, IsolatedSession, Job
 from leadline.evaluation.latency import InProcess, Timing, alternate, compare, ratio, summarise
 from leadline.evaluation.machine import this_machine
+from leadline.evaluation.worker import Worker
 from leadline.runtimes.base import SessionOptions, runtime
 from tiny_models import exported, picture
 
@@ -23,7 +24,7 @@ from tiny_models import exported, picture
 ACTOR = textwrap.dedent(
     """
     import json, os, sys, time
-    name = ""
+    name, told = "", []
     for line in sys.stdin:
         order = json.loads(line)
         do = order["do"]
@@ -42,10 +43,14 @@ ACTOR = textwrap.dedent(
             if name == "hang":
                 time.sleep(60)
             answer = {"ms": [{"fast": 1.0, "slow": 4.0}.get(name, 2.0)] * order["runs"]}
+            if name == "gpu":
+                told.append({"to_device": 1.0 if told else 99.0, "compute": 0.5, "to_host": 0.25})
+                answer["parts"] = [told[-1]] * order["runs"]
         elif do == "around":
             answer = {"pre_ms": [0.5], "post_ms": [0.25]}
         else:
             answer = {"peak_mib": 100.0, "model_mib": 10.0, "precision_ran": "fp32"}
+            answer["device_mib"] = 512.0 if name == "gpu" else None
         print(json.dumps(answer), flush=True)
     """
 )
@@ -78,9 +83,28 @@ class TestFigures:
         found = ratio([[2, 2], [20, 20], [2, 2]], [[4, 4], [40, 40], [4, 4]])
         assert (found.value, found.low, found.high, found.reference_p50) == (0.5, 0.5, 0.5, 4)
 
+    def test_a_run_and_a_picture_of_its_batch_are_told_apart(self) -> None:
+        """SPEC.md 7.3, mistake 3: times of a batch and of a picture were mixed."""
+        found = summarise([8.0, 8.0, 8.0], pre=[0.5], post=[0.5], batch=4)
+        assert (found.p50, found.batch, found.per_picture) == (8.0, 4, 2.0)
+        assert found.fps == pytest.approx(1000 / 3)  # 2 ms of the run, 0.5 before and 0.5 after, for each picture
+
+    def test_copies_and_computing_are_medians_of_their_own(self) -> None:
+        told = [
+            {"to_device": 1.0, "compute": 5.0},
+            {"to_device": 3.0, "compute": 4.0},
+            {"to_device": 2.0, "compute": 9.0},
+        ]
+        assert summarise([6.0, 7.0, 11.0], parts=told).parts == {"to_device": 2.0, "compute": 5.0}
+        assert summarise([6.0]).parts is None
+
     def test_no_runs_are_refused(self) -> None:
         with pytest.raises(ConfigError):
             compare(Job("fast"), runs=0, command=COMMAND)
+
+    def test_an_empty_batch_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="batch"):
+            compare(Job("fast"), [Job("slow", batch=0)], command=COMMAND)
 
 
 class TestIsolation:
@@ -120,6 +144,13 @@ class TestIsolation:
         assert second.latency.p50 == 4.0
         assert second.ratio is None
 
+    def test_parts_of_a_run_leave_the_warm_up_out(self) -> None:
+        (timing,) = compare(Job("gpu", batch=2), runs=4, rounds=2, warmup=1, timeout=5.0, command=COMMAND)
+        assert timing.latency is not None
+        assert timing.latency.parts == {"to_device": 1.0, "compute": 0.5, "to_host": 0.25}
+        assert timing.latency.batch == 2
+        assert timing.device_mib == 512.0
+
     def test_an_error_keeps_its_type(self) -> None:
         with pytest.raises(ContractError, match="7x7"), IsolatedSession(Job("refuse"), command=COMMAND):
             pass
@@ -157,6 +188,16 @@ def test_a_real_engine_in_its_process() -> None:
     assert timing.peak_mib is not None
     assert timing.model_mib is not None
     assert 20 < timing.model_mib < timing.peak_mib < 200  # torch alone would be above that
+
+
+def test_a_real_engine_is_fed_the_whole_batch() -> None:
+    bundle = exported("cnn", "torch", "fp32")
+    with IsolatedSession(Job(str(bundle.folder), batch=3)) as session:
+        assert len(session.run(2)) == 2
+    worker = Worker()
+    worker.open(str(bundle.folder), 1, "cpu", None, 3)
+    assert worker.values.shape == (3, 3, 64, 96)
+    assert not np.array_equal(worker.values[0], worker.values[1])
 
 
 def test_in_this_process() -> None:
@@ -229,6 +270,17 @@ class TestCommand:
             "M parameters",
         ):
             assert title in result.stdout
+
+    def test_the_table_says_which_batch_and_shows_both_times(self) -> None:
+        folder = str(exported("cnn", "onnxruntime", "fp32").folder)
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["benchmark", folder, "--runs", "2", "--batch", "4"])
+        assert result.exit_code == 0
+        assert result.stdout.splitlines()[0].endswith("1 thread, batch 4")
+        assert "ms/picture" in result.stdout
+        result = CliRunner().invoke(app, ["benchmark", folder, "--runs", "2", "--batch", "4", "--json"])
+        [row] = json.loads(result.stdout)["rows"]
+        assert row["ms_per_picture"] == pytest.approx(row["ms_per_batch"] / 4)
+        assert row["latency"]["batch"] == 4
 
     def test_nothing_measurable_is_status_2(self, tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["benchmark", str(tmp_path / "none")])

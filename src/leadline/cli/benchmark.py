@@ -5,29 +5,29 @@ from __future__ import annotations
 import json as json_module
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leadline.cli.options import Json, References, Size, Threads, parse_size
-from leadline.cli.terminal import lettered, print_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from leadline.cli.benchmark_table import Row
     from leadline.errors import LeadlineError
     from leadline.evaluation.latency import Timing
 
 HELP = """Measure latency, memory and size of models; the first is what the others are compared with.
 
 Each model runs in a process of its own, so that an engine that crashes costs one row. Each is timed in turn with the
-first (A B, B A, ...), after a warm-up, with its threads pinned. Milliseconds are those of one picture in the engine
-alone; preparing a 480 x 640 picture and restoring the map are timed apart. `ratio to A` is the median over the rounds
-in which both took turns, with its quartiles; below 1 is faster. The milliseconds of A come from rounds of its own, so
-that ms / ms may give another figure. A row that cannot be measured says why, and the exit status is then 1; a name
-that stands for no model ends the command before anything is measured."""
+first (A B, B A, ...), after a warm-up, with its threads pinned. Milliseconds are those of one run in the engine alone,
+which takes --batch pictures at once; ms/picture is that over the batch. Copies to an accelerator and back are shown
+apart where the engine tells them. Preparing a 480 x 640 picture and restoring the map are timed apart. `ratio to A` is
+the median over the rounds in which both took turns, with its quartiles; below 1 is faster. The milliseconds of A come
+from rounds of its own, so that ms / ms may give another figure. A row that cannot be measured says why, and the exit
+status is then 1; a name that stands for no model ends the command before anything is measured."""
 
 EXAMPLES = (
     "leadline benchmark leadline-s-indoor",
@@ -35,16 +35,6 @@ EXAMPLES = (
     "leadline export leadline-s-indoor --runtime onnxruntime --out runs/fp32",
     "leadline benchmark leadline-s-indoor runs/fp32 --threads 1 --runs 200 --json",
 )
-
-
-@dataclass
-class Row:
-    """One model of the table."""
-
-    timing: Timing
-    size_mb: float | None
-    macs: int | None
-    parameters: int | None
 
 
 def command(
@@ -59,9 +49,11 @@ def command(
         float, typer.Option("--timeout", min=1.0, help="Seconds until an engine counts as hanging.")
     ] = 600.0,
     size: Size = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Pictures that the engine takes at once.")] = 1,
     json: Json = False,
 ) -> None:
     """Measure latency, memory and size of models; the first is what the others are compared with."""
+    from leadline.cli.benchmark_table import print_rows
     from leadline.evaluation.isolation import Job
     from leadline.evaluation.latency import compare
     from leadline.evaluation.machine import this_machine
@@ -70,7 +62,7 @@ def command(
     wanted = parse_size(size)
     for reference in references:
         check_reference(reference)
-    first, *others = [Job(reference, threads, device, wanted) for reference in references]
+    first, *others = [Job(reference, threads, device, wanted, batch) for reference in references]
     with _progress(len(references), json) as on_done:
         timings = compare(
             first, others, runs=runs, warmup=warmup, rounds=rounds, timeout=timeout, on_done=lambda timing: on_done()
@@ -84,7 +76,7 @@ def command(
         values = {"machine": machine.as_dict(), "rows": [_as_dict(row) for row in rows]}
         typer.echo(json_module.dumps(values, indent=2, allow_nan=False))
     else:
-        _print(rows, str(machine), threads)
+        print_rows(rows, str(machine), threads, batch)
     if len(failed) == len(references):
         raise _refused(failed)
     if failed:
@@ -104,6 +96,7 @@ def _refused(failed: list[Timing]) -> LeadlineError:
 
 def _row(timing: Timing) -> Row:
     """Add what can be said without running: size on disk, multiply-accumulates, parameters."""
+    from leadline.cli.benchmark_table import Row
     from leadline.errors import LeadlineError
 
     if timing.failure:
@@ -147,59 +140,9 @@ def _counts(reference: str, size: tuple[int, int]) -> tuple[int | None, int | No
 def _as_dict(row: Row) -> dict[str, Any]:
     extra = {"size_mb": row.size_mb, "macs": row.macs, "parameters": row.parameters}
     latency = row.timing.latency
+    if latency:
+        extra |= {"ms_per_batch": latency.p50, "ms_per_picture": latency.per_picture}
     return {**row.timing.as_dict(), **extra, "fps": latency.fps if latency else None}
-
-
-def _print(rows: list[Row], machine: str, threads: int) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.print(f"{machine}, {threads or 'engine-chosen'} thread{'' if threads == 1 else 's'}, batch 1")
-    speed, size = (Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False) for _ in range(2))
-    for table, titles in ((speed, SPEED), (size, SIZE)):
-        table.add_column("")
-        for title in titles:
-            table.add_column(title, justify="right", no_wrap=True)
-    for letter, row in zip(lettered(), rows, strict=False):
-        if row.timing.failure:
-            console.print(f"{letter}: {row.timing.ref}: skipped: {row.timing.failure}", soft_wrap=True)
-            continue
-        height, width = row.timing.size
-        how = f"{row.timing.engine} {row.timing.precision_ran}, input {height}x{width}"
-        console.print(f"{letter}: {row.timing.ref}: {how}", soft_wrap=True)
-        for note in row.timing.notes:
-            console.print(f"   {note}", soft_wrap=True)
-        speed.add_row(letter, *_speed(row))
-        size.add_row(letter, *_size(row))
-    if speed.row_count:
-        print_whole(speed, console)
-        print_whole(size, console)
-    if speed.row_count > 1:
-        console.print(FOOT, soft_wrap=True)
-
-
-FOOT = "ratio to A: both in turn, in the same rounds; the ms of A are from rounds of its own, so ms / ms may differ"
-SPEED = ("ms", "IQR", "p95", "p99", "pre", "post", "FPS", "ratio to A", "quartiles")
-SIZE = ("peak MiB", "of it model", "file MB", "G MACs", "M parameters", "load ms")
-
-
-def _speed(row: Row) -> list[str]:
-    latency, ratio = row.timing.latency, row.timing.ratio
-    assert latency is not None
-    times = (latency.p50, latency.iqr, latency.p95, latency.p99, latency.pre, latency.post)
-    compared = [f"{ratio.value:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}"] if ratio else ["-", "-"]
-    return [*[f"{time:.2f}" for time in times], f"{latency.fps:.1f}", *compared]
-
-
-def _size(row: Row) -> list[str]:
-    timing = row.timing
-    millions = row.parameters / 1e6 if row.parameters is not None else None
-    billions = row.macs / 1e9 if row.macs is not None else None
-    figures = ((timing.peak_mib, 0), (timing.model_mib, 0), (row.size_mb, 2), (billions, 3), (millions, 2))
-    cells = [f"{value:.{digits}f}" if value is not None else "-" for value, digits in figures]
-    return [*cells, f"{timing.load_ms:.0f}" if timing.load_ms is not None else "-"]
 
 
 @contextmanager

@@ -40,12 +40,14 @@ class Job:
         threads: of the engine, and of every library in its process.
         device: by the engine's own name.
         size: (height, width) of the input, where the contract is dynamic.
+        batch: pictures that the engine is given at once.
     """
 
     ref: str
     threads: int = 1
     device: str = "cpu"
     size: tuple[int, int] | None = None
+    batch: int = 1
 
 
 class IsolatedSession:
@@ -63,6 +65,7 @@ class IsolatedSession:
 
     def __init__(self, job: Job, *, timeout: float = TIMEOUT, command: tuple[str, ...] = WORKER) -> None:
         self.job, self._timeout = job, timeout
+        self.parts: list[dict[str, float]] = []  # of each run so far, where the engine tells them apart
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
         self._process = subprocess.Popen(
             command,
@@ -79,7 +82,8 @@ class IsolatedSession:
     def __enter__(self) -> Self:
         try:
             order: dict[str, Any] = {"ref": self.job.ref, "threads": self.job.threads, "device": self.job.device}
-            self.facts = self._ask("open", **order, size=list(self.job.size) if self.job.size else None)
+            size = list(self.job.size) if self.job.size else None
+            self.facts = self._ask("open", **order, size=size, batch=self.job.batch)
         except BaseException:
             self.close()
             raise
@@ -92,7 +96,9 @@ class IsolatedSession:
 
     def run(self, runs: int) -> list[float]:
         """Milliseconds of each of `runs` runs of the engine alone."""
-        times: list[float] = self._ask("run", runs=runs)["ms"]
+        answer = self._ask("run", runs=runs)
+        self.parts += answer.get("parts", [])
+        times: list[float] = answer["ms"]
         return times
 
     def around(self, runs: int) -> tuple[list[float], list[float]]:
@@ -101,7 +107,7 @@ class IsolatedSession:
         return answer["pre_ms"], answer["post_ms"]
 
     def finish(self) -> dict[str, Any]:
-        """`peak_mib` of the process, `model_mib` that opening and running added, `precision_ran`."""
+        """`peak_mib` of the process, `model_mib` that opening and running added, `device_mib`, `precision_ran`."""
         return self._ask("finish")
 
     def close(self) -> None:

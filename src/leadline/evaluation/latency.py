@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one picture (batch 1) in the engine alone.
+    """Milliseconds of one run in the engine alone; a run takes a whole batch of pictures.
 
     Args:
         p50: median.
@@ -32,6 +32,8 @@ class Latency:
         threads: of the engine; 0 is its own choice.
         pre: median of preparing a 480 x 640 picture.
         post: median of restoring the map to that size.
+        batch: pictures in a run; `pre` and `post` are of one picture nevertheless.
+        parts: medians of the parts of a run (copy to the device, compute, copy back) where the engine tells them.
     """
 
     p50: float
@@ -44,11 +46,18 @@ class Latency:
     threads: int
     pre: float
     post: float
+    batch: int = 1
+    parts: dict[str, float] | None = None
+
+    @property
+    def per_picture(self) -> float:
+        """Median milliseconds of one picture: of the run, over its batch."""
+        return self.p50 / self.batch
 
     @property
     def fps(self) -> float:
         """Pictures a second, preparing and restoring included."""
-        return 1e3 / (self.p50 + self.pre + self.post)
+        return 1e3 / (self.per_picture + self.pre + self.post)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Timing:
         notes: of the session.
         failure: one line.
         failure_status: exit status of the error behind it: 2 where the user can mend it, 1 where an engine failed.
+        device_mib: largest memory that the engine held on an accelerator, MiB; None where it says nothing of it.
     """
 
     ref: str
@@ -99,6 +109,7 @@ class Timing:
     notes: tuple[str, ...] = ()
     failure: str = ""
     failure_status: int = 0
+    device_mib: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -140,10 +151,12 @@ def compare(
         `failure`, and the others go on.
 
     Raises:
-        ConfigError: less than one run per round.
+        ConfigError: less than one run per round, or an empty batch.
     """
     if runs < 1 or rounds < 1 or warmup < 0:
         raise ConfigError("runs and rounds must be at least 1", why=f"got {runs} runs in {rounds} rounds")
+    if any(job.batch < 1 for job in (reference, *candidates)):
+        raise ConfigError("a batch must hold at least one picture")
     plan = _Plan(runs, warmup, min(rounds, runs), timeout, command)
     timings = []
     with ExitStack() as stack:
@@ -181,11 +194,15 @@ def summarise(
     threads: int = 1,
     pre: Sequence[float] = (),
     post: Sequence[float] = (),
+    batch: int = 1,
+    parts: Sequence[dict[str, float]] = (),
 ) -> Latency:
     """Percentiles of timed runs, milliseconds (linear interpolation between order statistics)."""
     p25, p50, p75, p95, p99 = np.percentile(np.asarray(milliseconds), [25, 50, 75, 95, 99]).tolist()
     around = [float(np.median(times)) if len(times) else 0.0 for times in (pre, post)]
-    return Latency(p50, p95, p99, p75 - p25, float(min(milliseconds)), len(milliseconds), warmup, threads, *around)
+    fastest, count = float(min(milliseconds)), len(milliseconds)
+    apart = {name: float(np.median([part[name] for part in parts])) for name in (parts[0] if parts else ())}
+    return Latency(p50, p95, p99, p75 - p25, fastest, count, warmup, threads, *around, batch, apart or None)
 
 
 def ratio(candidate: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Ratio:
@@ -230,6 +247,7 @@ class _Plan:
     def timed(self, session: IsolatedSession, base: IsolatedSession | None) -> tuple[Timing, LeadlineError | None]:
         """The session's timing; an error of `base` is returned, one of the session itself raised."""
         session.run(max(self.warmup, 1))
+        session.parts.clear()
         fault: LeadlineError | None = None
         compared: Ratio | None = None
         if base is None:
@@ -242,11 +260,18 @@ class _Plan:
         pre, post = session.around(min(self.runs, 20))
         ending = session.finish()
         facts = session.facts
+        job = session.job
         latency = summarise(
-            [ms for turn in mine for ms in turn], warmup=self.warmup, threads=session.job.threads, pre=pre, post=post
+            [ms for turn in mine for ms in turn],
+            warmup=self.warmup,
+            threads=job.threads,
+            pre=pre,
+            post=post,
+            batch=job.batch,
+            parts=session.parts,
         )
         timing = Timing(
-            session.job.ref,
+            job.ref,
             latency,
             compared,
             ending["peak_mib"],
@@ -256,6 +281,7 @@ class _Plan:
             ending["precision_ran"],
             (facts["size"][0], facts["size"][1]),
             tuple(facts["notes"]),
+            device_mib=ending.get("device_mib"),
         )
         return timing, fault
 

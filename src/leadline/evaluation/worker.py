@@ -27,8 +27,8 @@ PICTURE = (480, 640)  # (height, width) of the picture that preparing and restor
 class Worker:
     """Holds one session and answers orders about it."""
 
-    def open(self, ref: str, threads: int, device: str, size: list[int] | None) -> dict[str, Any]:
-        """Open the model; returns what is known about it."""
+    def open(self, ref: str, threads: int, device: str, size: list[int] | None, batch: int) -> dict[str, Any]:
+        """Open the model and prepare `batch` different pictures for each run; returns what is known about it."""
         from leadline.evaluation.memory import resident_mib
         from leadline.reference import open_session
         from leadline.runtimes.base import SessionOptions
@@ -41,8 +41,10 @@ class Worker:
         spec = self.session.contract.input
         self.contract = self.session.contract
         fixed = spec.model_copy(update={"resize": "stretch"})
-        self.picture = np.random.default_rng(0).integers(0, 256, (*PICTURE, 3), np.uint8)
-        self.values = self.contract.model_copy(update={"input": fixed}).prepare(self.picture)
+        stretched = self.contract.model_copy(update={"input": fixed})
+        pictures = np.random.default_rng(0).integers(0, 256, (batch, *PICTURE, 3), np.uint8)
+        self.picture = pictures[0]
+        self.values = np.concatenate([stretched.prepare(picture) for picture in pictures])
         self.baseline = before
         return {
             "engine": self.session.engine,
@@ -53,12 +55,18 @@ class Worker:
         }
 
     def run(self, runs: int) -> dict[str, Any]:
-        """Time the engine alone; milliseconds of each run."""
-        return {"ms": timed(lambda: self.session.run(self.values), runs)}
+        """Time the engine alone; milliseconds of each run, and of its parts where the engine tells them apart."""
+        parts: list[dict[str, float]] = []
+        return {"ms": timed(lambda: self.session.run(self.values), runs, lambda: self._note(parts)), "parts": parts}
+
+    def _note(self, parts: list[dict[str, float]]) -> None:
+        told = self.session.last_parts()
+        if told is not None:
+            parts.append(told)
 
     def around(self, runs: int) -> dict[str, Any]:
         """Time preparing a 480 x 640 picture and restoring the map to its size; milliseconds of each run."""
-        output = self.session.run(self.values)
+        output = self.session.run(self.values)[:1]
         return {
             "pre_ms": timed(lambda: self.contract.prepare(self.picture), runs),
             "post_ms": timed(lambda: self.contract.restore(output, PICTURE), runs),
@@ -69,16 +77,22 @@ class Worker:
         from leadline.evaluation.memory import peak_mib
 
         peak = peak_mib()
-        return {"peak_mib": peak, "model_mib": peak - self.baseline, "precision_ran": self.session.precision_ran}
+        return {
+            "peak_mib": peak,
+            "model_mib": peak - self.baseline,
+            "device_mib": self.session.device_mib(),
+            "precision_ran": self.session.precision_ran,
+        }
 
 
-def timed(call: Callable[[], object], runs: int) -> list[float]:
-    """Milliseconds of each of `runs` calls."""
+def timed(call: Callable[[], object], runs: int, after: Callable[[], None] = lambda: None) -> list[float]:
+    """Milliseconds of each of `runs` calls; `after` is called behind each of them and not timed."""
     times = []
     for _ in range(runs):
         started = time.perf_counter_ns()
         call()
         times.append((time.perf_counter_ns() - started) / 1e6)
+        after()
     return times
 
 
