@@ -111,3 +111,27 @@ def test_a_compiled_network_learns_the_same_and_is_stored_under_the_same_names(
         assert set(result.model.state_dict()) == names
     assert len(asked) == 1
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "asked", "kept"),
+    [
+        ("tiny", 4, "auto", True),
+        ("tiny", 8, "auto", False),
+        ("random:leadline-s", 4, "auto", False),
+        ("tiny", 4, "learn", False),
+        ("tiny", 8, "keep", True),
+    ],
+)
+def test_few_pictures_leave_the_statistics_of_a_trained_start_alone(
+    model: str, batch: int, asked: str, kept: bool, tmp_path: Path
+) -> None:
+    start = beginning()
+    before = {key: value.clone() for key, value in start.model.state_dict().items()}
+    plan = config(model=model, batch=batch, norm_statistics=asked, ema=0, iterations=2)
+    after = fit(plan, start, tmp_path).model.state_dict()
+    statistics = [key for key in before if key.endswith(("running_mean", "running_var"))]
+    assert len(statistics) > 10
+    assert all(torch.equal(before[key], after[key]) for key in statistics) is kept
+    weights = [key for key in before if key.endswith(".weight")]
+    assert not any(torch.equal(before[key], after[key]) for key in weights)

@@ -38,7 +38,8 @@ def configured(source: LoadedModel, place: Place, changes: Mapping[str, Any]) ->
         mend = "add `train: FILE.yaml`, or `train: {sources: [...], ...}`"
         raise ConfigError("this step trains", where=str(place.folder), why="the recipe has no `train`", mend=mend)
     size = source.contract.input.height, source.contract.input.width
-    values = {"size": size, **place.train, **changes, "model": source.name}
+    # what a step took away changes the statistics of what stays: they are learned again, few pictures or not
+    values = {"size": size, "norm_statistics": "learn", **place.train, **changes, "model": source.name}
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:

@@ -65,6 +65,9 @@ class AugmentationOptions(_Options):
     jitter_per_frame: bool = Field(default=False, description="colours of each frame on their own (Lite-Mono's quirk)")
 
 
+FEW = 8  # pictures; statistics of fewer say more about the pictures than about the data
+
+
 class CosineRestarts(_Options):
     """The rate falls along a cosine and starts again, lower: Lite-Mono's schedule (SPEC.md 3.5)."""
 
@@ -121,6 +124,10 @@ class TrainConfig(_Options):
         default=1, description="pieces that a batch is cut into where it does not fit into memory at once"
     )
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    norm_statistics: Literal["auto", "learn", "keep"] = Field(
+        default="auto",
+        description=f"of batch normalisation; auto keeps those of a trained start below {FEW} pictures at once",
+    )
     ema: float = Field(default=0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps none")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = Field(default=True, description="memory order of pictures and weights")

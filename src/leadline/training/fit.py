@@ -21,7 +21,7 @@ from leadline.training.batches import Batch, Mix, ahead
 from leadline.training.checkpointing import resume, save_state
 from leadline.training.doctor import Attendance, unanchored
 from leadline.training.interruption import Stop
-from leadline.training.learner import prepare
+from leadline.training.learner import prepare, to_training
 from leadline.training.log import Log, Progress
 from leadline.training.metres import beyond_maximum
 from leadline.training.step import step
@@ -156,7 +156,7 @@ def fit(
                 news.findings = [str(finding) for finding in doctor.look(done, terms)]
                 if validate is not None and config.validation and _due(done, config.validation.every, config):
                     news.validation = validate(learner.average or learner.model, contract)
-                    learner.model.train()
+                    to_training(learner.model, learner.keeps_statistics)
                 log.write(news)
                 if on_progress is not None:
                     on_progress(news)

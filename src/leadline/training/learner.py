@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from leadline.errors import CheckpointError
 from leadline.models.outputs import Outputs, outputs
+from leadline.reference import fresh_variant
 from leadline.training.average import twin
+from leadline.training.config import FEW
 from leadline.training.depthwise import speed_up
 from leadline.training.schedule import rates
 from leadline.training.synchronised import synchronise
@@ -40,6 +43,7 @@ class Learner:
         optimizer: over both; each group knows its `peak` rate and whether it is `auxiliary`.
         scaler: of the loss, for FP16.
         see: the network's outputs for N x 3 x H x W, compiled where the run says so.
+        keeps_statistics: batch norms go on with the statistics of the start.
     """
 
     model: nn.Module
@@ -48,6 +52,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     see: Callable[[Tensor], Outputs]
+    keeps_statistics: bool = False
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Of the network, then of the modules beside it."""
@@ -90,7 +95,9 @@ def prepare(
     """
     auxiliary = _auxiliary(config, model, contract, weights)
     form = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(team.device, memory_format=form).train()  # type: ignore[call-overload]
+    model = model.to(team.device, memory_format=form)  # type: ignore[call-overload]
+    keeps = _keeps_statistics(config)
+    to_training(model, keeps)
     auxiliary = auxiliary.to(team.device, memory_format=form).train()  # type: ignore[call-overload]
     average = twin(model) if config.ema else None
     if team.device.type == "cpu" and config.precision == "bf16":
@@ -105,7 +112,24 @@ def prepare(
         _optimizer(model, auxiliary, config),
         torch.amp.GradScaler(team.device.type, enabled=config.precision == "fp16"),
         torch.compile(see) if config.compile else see,
+        keeps,
     )
+
+
+def to_training(model: nn.Module, keeps_statistics: bool) -> None:
+    """Put a network into training mode, all but its batch norms where these keep what they know."""
+    model.train()
+    if keeps_statistics:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def _keeps_statistics(config: TrainConfig) -> bool:
+    """Whether batch norms go on with the statistics that the start was trained with."""
+    if config.norm_statistics != "auto":
+        return config.norm_statistics == "keep"
+    return fresh_variant(config.model) is None and config.batch // config.accumulate < FEW
 
 
 def _auxiliary(
