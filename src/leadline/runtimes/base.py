@@ -159,6 +159,11 @@ class Session(ABC):
     def _infer(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """The engine's own call."""
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a batch is run picture by picture, because the file takes one only."""
+        return bool(getattr(self, "_one_by_one", False))
+
     def last_parts(self) -> dict[str, float] | None:
         """Milliseconds of the last run's host-to-device copy, compute and device-to-host copy; None where it is one."""
         return None

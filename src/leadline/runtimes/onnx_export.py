@@ -25,7 +25,7 @@ OPSET = 18
 INPUT, OUTPUT = "input", "depth"
 
 
-def export_onnx(model: nn.Module, contract: Contract, cache: Path | None = None) -> onnx.ModelProto:
+def export_onnx(model: nn.Module, contract: Contract, cache: Path | None = None, *, batch: int = 1) -> onnx.ModelProto:
     """Export to ONNX, BatchNorm folded, input `input` (N x 3 x H x W float32), output `depth` (N x 1 x H x W float32).
 
     Exporting is costly and several precisions share its result, so it is kept in memory, and in `cache` if given.
@@ -35,6 +35,7 @@ def export_onnx(model: nn.Module, contract: Contract, cache: Path | None = None)
         contract: of the exported file: a fixed input gives N = 1 and its size; a dynamic one leaves N, H and W open
             within the contract's limits.
         cache: folder that keeps the graphs for other processes.
+        batch: pictures that one run may take; above 1, N is left open at a fixed size too.
 
     Raises:
         UnavailableError: the exporter does not know an operator of the network, or the network fixes a size that
@@ -46,12 +47,12 @@ def export_onnx(model: nn.Module, contract: Contract, cache: Path | None = None)
 
     if isinstance(model, OnnxNetwork):
         return fixed_graph(model, contract)
-    key = _fingerprint(model, contract)
+    key = _fingerprint(model, contract, batch > 1)
     kept = cache / f"{key[:32]}.onnx" if cache is not None else None
     if key not in _recent and kept is not None and kept.is_file():
         _remember(key, kept.read_bytes())
     if key not in _recent:
-        _remember(key, _exported(model, contract).SerializeToString(deterministic=True))
+        _remember(key, _exported(model, contract, batch > 1).SerializeToString(deterministic=True))
     if kept is not None and not kept.is_file():
         write_atomic(kept, _recent[key])
     return onnx.load_model_from_string(_recent[key])
@@ -68,12 +69,12 @@ def _remember(key: str, graph: bytes) -> None:
         del _recent[next(iter(_recent))]
 
 
-def _fingerprint(model: nn.Module, contract: Contract) -> str:
+def _fingerprint(model: nn.Module, contract: Contract, batches: bool) -> str:
     """Changes with any weight, any module and any field of the input."""
     import torch
 
     digest = hashlib.sha256(
-        f"{torch.__version__}{OPSET}{type(model)}{model!r}{contract.input.model_dump_json()}".encode()
+        f"{torch.__version__}{OPSET}{type(model)}{model!r}{contract.input.model_dump_json()}{'N' * batches}".encode()
     )
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -81,13 +82,14 @@ def _fingerprint(model: nn.Module, contract: Contract) -> str:
     return digest.hexdigest()
 
 
-def _exported(model: nn.Module, contract: Contract) -> onnx.ModelProto:
+def _exported(model: nn.Module, contract: Contract, batches: bool) -> onnx.ModelProto:
     import onnx
     import torch
 
     spec = contract.input
+    dims = _open_sides(contract) if spec.dynamic else _open_batch() if batches else None
     # A batch of 1 would be taken as a constant where the batch is open (RUNTIMES.md, pitfall 3).
-    example = torch.zeros(2 if spec.dynamic else 1, 3, spec.height, spec.width)
+    example = torch.zeros(2 if dims else 1, 3, spec.height, spec.width)
     example += torch.linspace(-1, 1, spec.width)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     was_training = model.training
@@ -101,7 +103,7 @@ def _exported(model: nn.Module, contract: Contract) -> onnx.ModelProto:
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=(_open_sides(contract),) if spec.dynamic else None,
+                dynamic_shapes=(dims,) if dims else None,
                 verbose=False,
             )
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -127,7 +129,13 @@ def _open_sides(contract: Contract) -> dict[int, Any]:
     high = spec.max_side // step
     sides = (Dim(name, min=low, max=high) for name in ("rows", "columns"))
     height, width = (step * side if step > 1 else side for side in sides)
-    return {0: Dim("batch", min=1, max=64), 2: height, 3: width}
+    return _open_batch() | {2: height, 3: width}
+
+
+def _open_batch() -> dict[int, Any]:
+    from torch.export import Dim
+
+    return {0: Dim("batch", min=1, max=64)}
 
 
 def _strip(proto: onnx.ModelProto) -> None:

@@ -72,7 +72,7 @@ class OnnxRuntime:
         refuse_precision(self, options)
         needs_calibration(options, source)
         contract = bundle_contract(source.contract, options.size, options.dynamic)
-        proto = export_onnx(source.model, contract, options.cache)
+        proto = export_onnx(source.model, contract, options.cache, batch=options.batch)
         details: dict[str, Any] = {}
         if options.precision is Precision.FP16:
             proto = onnx_narrow.half_weights(proto)

@@ -71,7 +71,7 @@ class OpenVino:
         needs_calibration(options, source)
         contract = bundle_contract(source.contract, options.size, options.dynamic)
         openvino = _import_openvino()
-        proto = export_onnx(source.model, contract, options.cache)
+        proto = export_onnx(source.model, contract, options.cache, batch=options.batch)
         if options.precision is Precision.INT8_STATIC and has_trained_grids(source):
             proto, details = trained_int8(proto, options, source)
             return self._as_onnx(openvino, proto, source, options, contract, out, details)

@@ -38,6 +38,8 @@ class ExportOptions:
         precision: the arithmetic asked for.
         size: (height, width) of the input in pixels; None takes the contract's.
         dynamic: leave height and width open where the contract allows it.
+        batch: pictures that one run may take; engines whose files can, leave the number open above 1, and others run a
+            batch picture by picture.
         calibration: prepared inputs, each 1 x 3 x h x w float32, for static INT8.
         method: how activation ranges are found (static INT8).
         percentile: of |x| that is kept by the percentile method, 0 to 100.
@@ -55,6 +57,7 @@ class ExportOptions:
     precision: Precision = Precision.FP32
     size: tuple[int, int] | None = None
     dynamic: bool = False
+    batch: int = 1
     calibration: Sequence[NDArray[np.float32]] = ()
     method: Calibration = "minmax"
     percentile: float = 99.99
