@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json as json_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leadline.cli.options import Json
+from leadline.cli.options import Json, Threads
 from leadline.cli.terminal import folded
 
 if TYPE_CHECKING:
     from leadline.evaluation.machine import Machine
+    from leadline.evaluation.roofline import Roofline
 
-HELP = """Show the machine, the runtimes that work here, and the line that installs each missing one."""
-EXAMPLES = ("leadline doctor", "leadline doctor --json")
+HELP = """Show the machine, the runtimes that work here, and the line that installs each missing one.
+
+With --roofline also what the machine's arithmetic and memory can do: the best of several matrix products in each
+precision and of copies that no cache holds, with --threads threads. It takes about ten seconds, is kept in the user's
+cache folder (LEADLINE_CACHE names another) until the machine or a library changes, and `leadline benchmark --roofline`
+says what fraction of it a network reaches."""
+EXAMPLES = (
+    "leadline doctor",
+    "leadline doctor --json",
+    "leadline doctor --roofline",
+    "leadline doctor --roofline --threads 2 --fresh",
+)
 
 # Optional package -> what it is for and the extra that brings it.
 EXTRAS = {
@@ -27,16 +38,47 @@ EXTRAS = {
 }
 
 
-def command(*, json: Json = False) -> None:
+def command(
+    *,
+    roofline: Annotated[bool, typer.Option("--roofline", help="Measure peak arithmetic and memory bandwidth.")] = False,
+    threads: Threads = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure the roofline again where it is kept.")] = False,
+    json: Json = False,
+) -> None:
     """Show the machine, the runtimes that work here, and the line that installs each missing one."""
     from leadline.evaluation.machine import this_machine
 
     machine = this_machine()
     facts = {"machine": machine.as_dict(), "runtimes": _runtimes(), "extras": _extras(), "advice": _advice(machine)}
+    found = None
+    if roofline or fresh:
+        from leadline.evaluation.roofline import roofline_of
+
+        found = roofline_of(machine, threads, fresh=fresh)
+        facts["roofline"] = found.as_dict()
     if json:
         typer.echo(json_module.dumps(facts, indent=2))
-    else:
-        _print(facts, machine)
+        return
+    _print(facts, machine)
+    if found is not None:
+        typer.echo("")
+        for line in roofline_lines(found):
+            typer.echo(line)
+
+
+def roofline_lines(found: Roofline) -> list[str]:
+    """A roofline for people: one line per peak, then what to keep in mind."""
+    threads = "as many threads as each library takes" if not found.threads else f"{found.threads} thread"
+    threads += "s" if found.threads > 1 else ""
+    lines = [f"Roofline  {threads}, {'kept since' if found.cached else 'measured'} {found.date}"]
+    for name, peak in [*found.peaks.items(), ("memory", found.bandwidth)]:
+        unit = {"memory": "GB/s", "int8": "GOP/s"}.get(name, "GFLOP/s")
+        spread = f"median {peak.median:.1f}, IQR {peak.iqr:.1f} of {peak.repeats}"
+        lines.append(f"  {name:8}{peak.best:8.1f} {unit:8} {peak.kernel} ({spread})")
+    if found.busy:
+        share = f"it got {found.processor:.0%} of the processor time"
+        lines.append(f"Note: the machine was busy ({share}): measure again when it is idle, with --fresh")
+    return lines
 
 
 def _runtimes() -> list[dict[str, Any]]:

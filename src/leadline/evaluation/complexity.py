@@ -8,11 +8,15 @@ really happen, and not the zeros between them (SPEC.md 1.2: 3.21 G against the p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import nn
+
+PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm"}  # what PyTorch computes all of them with
 
 
 def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
@@ -22,6 +26,22 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
         model: takes 1 x 3 x H x W float32; its weights, mode and device stay as they are.
         size: (height, width) of the input, pixels.
     """
+    return _counted(model, size, _macs)
+
+
+def count_outputs(model: nn.Module, size: tuple[int, int]) -> int:
+    """Numbers that all convolutions, linear layers and attention products of one forward pass return.
+
+    Args:
+        model: as for `count_macs`.
+        size: (height, width) of the input, pixels.
+    """
+    return _counted(model, size, _outputs)
+
+
+def _counted(
+    model: nn.Module, size: tuple[int, int], count: Callable[[nn.Module, dict[str, torch.Tensor], torch.Tensor], int]
+) -> int:
     import torch
 
     modes = {module: module.training for module in model.modules()}
@@ -30,16 +50,16 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
         try:
             tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
             shapes_only = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-            return _count(model, shapes_only, torch.empty(1, 3, *size, device="meta"))
+            return count(model, shapes_only, torch.empty(1, 3, *size, device="meta"))
         except (RuntimeError, NotImplementedError):  # a network that looks at values must really run
             device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-            return _count(model, {}, torch.zeros(1, 3, *size, device=device))
+            return count(model, {}, torch.zeros(1, 3, *size, device=device))
     finally:
         for module, training in modes.items():
             module.training = training
 
 
-def _count(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor) -> int:
+def _macs(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor) -> int:
     import torch
     from torch.func import functional_call
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,6 +69,28 @@ def _count(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor) 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         functional_call(model, tensors, (x,))
     return int(counter.get_total_flops()) // 2
+
+
+def _outputs(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor) -> int:
+    import torch
+    from torch.func import functional_call
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    numbers = [0]
+
+    class Outputs(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func.__name__.split(".")[0] in PRODUCTS:
+                numbers[0] += result.numel()
+            return result
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Outputs():
+        functional_call(model, tensors, (x,))
+    return numbers[0]
 
 
 def count_parameters(model: nn.Module) -> int:

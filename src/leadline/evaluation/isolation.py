@@ -74,7 +74,7 @@ class IsolatedSession:
             stderr=self._complaints,
             text=True,
             encoding="utf-8",
-            env=_environment(job.threads),
+            env=thread_environment(job.threads),
         )
         self._answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -167,8 +167,11 @@ def _as_raised(kind: str, text: str) -> LeadlineError:
     return known(text) if isinstance(known, type) and issubclass(known, LeadlineError) else LeadlineError(text)
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Threads pinned for every library; waiting threads sleep, or a neighbour on one core stalls them all."""
+def thread_environment(threads: int) -> dict[str, str]:
+    """Variables of a process whose libraries all take `threads` threads; 0 leaves their number to them.
+
+    Waiting threads sleep, or a neighbour on one core stalls them all.
+    """
     environment = dict(os.environ, OMP_WAIT_POLICY="PASSIVE", PYTHONIOENCODING="utf-8")
     if threads:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
