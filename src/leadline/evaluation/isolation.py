@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import leadline.errors
 from leadline.errors import LeadlineError
+from leadline.runtimes.layer_time import LayerTime
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -100,6 +101,18 @@ class IsolatedSession:
         self.parts += answer.get("parts", [])
         times: list[float] = answer["ms"]
         return times
+
+    def last(self, seconds: float) -> list[float]:
+        """Milliseconds of each run of `seconds` without a pause; at least one."""
+        times: list[float] = self._ask("last", seconds=seconds)["ms"]
+        return times
+
+    def profile(self, runs: int) -> list[LayerTime] | None:
+        """Time of each layer by the engine's own profiler, slowest first; None: it has none."""
+        layers = self._ask("profile", runs=runs)["layers"]
+        if layers is None:
+            return None
+        return sorted((LayerTime(**layer) for layer in layers), key=lambda layer: -layer.ms)
 
     def around(self, runs: int) -> tuple[list[float], list[float]]:
         """Milliseconds of preparing and of restoring a 480 x 640 picture, `runs` times each."""

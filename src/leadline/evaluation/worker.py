@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
@@ -63,6 +64,18 @@ class Worker:
         told = self.session.last_parts()
         if told is not None:
             parts.append(told)
+
+    def last(self, seconds: float) -> dict[str, Any]:
+        """Run without a pause until `seconds` have passed, once at least; milliseconds of each run."""
+        until, times = time.perf_counter() + seconds, []
+        while not times or time.perf_counter() < until:
+            times += timed(lambda: self.session.run(self.values), 1)
+        return {"ms": times}
+
+    def profile(self, runs: int) -> dict[str, Any]:
+        """Time of each layer by the engine's own profiler; `layers` is None where it has none."""
+        found = self.session.profile(self.values, runs)
+        return {"layers": None if found is None else [asdict(layer) for layer in found]}
 
     def around(self, runs: int) -> dict[str, Any]:
         """Time preparing a 480 x 640 picture and restoring the map to its size; milliseconds of each run."""
