@@ -65,26 +65,10 @@ class OnnxRuntime:
             ConfigError: static INT8 without calibration pictures, dynamic INT8 of a network without matrix products, or
                 options that contradict each other.
         """
-        from leadline.runtimes import onnx_narrow, onnx_quantize
-        from leadline.runtimes.onnx_export import export_onnx
-        from leadline.runtimes.onnx_trained import has_trained_grids, trained_int8
-
         refuse_precision(self, options)
         needs_calibration(options, source)
         contract = bundle_contract(source.contract, options.size, options.dynamic)
-        proto = export_onnx(source.model, contract, options.cache, batch=options.batch)
-        details: dict[str, Any] = {}
-        if options.precision is Precision.FP16:
-            proto = onnx_narrow.half_weights(proto)
-        elif options.precision is Precision.INT8_WEIGHTS:
-            proto, details = onnx_narrow.int8_weights(proto, options, name=source.name)
-        elif options.precision is Precision.INT8_DYNAMIC:
-            proto, details = onnx_narrow.dynamic_int8(proto, options, name=source.name)
-        elif options.precision is Precision.INT8_STATIC and has_trained_grids(source):
-            proto, details = trained_int8(proto, options, source)
-        elif options.precision is Precision.INT8_STATIC:
-            proto, details = onnx_quantize.static_int8(proto, options, name=source.name)
-        (out / FILE).write_bytes(proto.SerializeToString(deterministic=True))
+        details = write_onnx(source, options, contract, out / FILE)
         return bundle_of(self, source, options, contract, out, details)
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
@@ -110,6 +94,42 @@ def infer(values):
     return session.run(None, {{session.get_inputs()[0].name: values}})[0]
 """
 RUNTIME = OnnxRuntime()
+
+
+def write_onnx(source: Exportable, options: ExportOptions, contract: Contract, path: Path) -> dict[str, Any]:
+    """Write a network as the one ONNX file of a precision; ONNX Runtime runs it on every platform, browsers too.
+
+    Args:
+        source: the network.
+        options: of the export, checked by `refuse_precision` and `needs_calibration`.
+        contract: of the file, as `bundle_contract` gives it.
+        path: of the file.
+
+    Returns:
+        What is known of the precision, for a bundle's details.
+
+    Raises:
+        UnavailableError: the network cannot be exported.
+        ConfigError: nothing in the network can be brought to the precision.
+    """
+    from leadline.runtimes import onnx_narrow, onnx_quantize
+    from leadline.runtimes.onnx_export import export_onnx
+    from leadline.runtimes.onnx_trained import has_trained_grids, trained_int8
+
+    proto = export_onnx(source.model, contract, options.cache, batch=options.batch)
+    details: dict[str, Any] = {}
+    if options.precision is Precision.FP16:
+        proto = onnx_narrow.half_weights(proto)
+    elif options.precision is Precision.INT8_WEIGHTS:
+        proto, details = onnx_narrow.int8_weights(proto, options, name=source.name)
+    elif options.precision is Precision.INT8_DYNAMIC:
+        proto, details = onnx_narrow.dynamic_int8(proto, options, name=source.name)
+    elif options.precision is Precision.INT8_STATIC and has_trained_grids(source):
+        proto, details = trained_int8(proto, options, source)
+    elif options.precision is Precision.INT8_STATIC:
+        proto, details = onnx_quantize.static_int8(proto, options, name=source.name)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return details
 
 
 def open_file(path: Path, contract: Contract, options: SessionOptions | None = None, *, precision: str = "") -> Session:
