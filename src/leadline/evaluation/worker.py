@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from leadline.runtimes.base import Session
 
+LOOPS = "the file holds one picture: a batch is run picture by picture"
 PICTURE = (480, 640)  # (height, width) of the picture that preparing and restoring are timed on
 
 
@@ -52,7 +53,7 @@ class Worker:
             "name": self.contract.name,
             "size": [spec.height, spec.width],
             "load_ms": loaded,
-            "notes": self.session.notes,
+            "notes": [*self.session.notes, *([LOOPS] if batch > 1 and self.session.one_by_one else [])],
         }
 
     def run(self, runs: int) -> dict[str, Any]:

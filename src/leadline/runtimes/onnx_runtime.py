@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from leadline.bundle import Bundle
     from leadline.contract import Contract
+    from leadline.runtimes.layer_time import LayerTime
 
 FILE = "model.onnx"
 WIDENED = "fp32 (int8 weights)"
@@ -158,7 +160,7 @@ def open_file(path: Path, contract: Contract, options: SessionOptions | None = N
 class _OnnxSession(Session):
     def __init__(self, path: Path, contract: Contract, options: SessionOptions, precision: str) -> None:
         super().__init__("onnxruntime", contract)
-        self._path, self._precision = path, precision
+        self._path, self._precision, self._options = path, precision, options
         self._session = _create(path, options, widen=precision == WIDENED)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
@@ -189,11 +191,26 @@ class _OnnxSession(Session):
             output = output[:, None]
         return output.astype(np.float32, copy=False)
 
+    def profile(self, values: NDArray[np.float32], runs: int) -> list[LayerTime]:
+        from leadline.runtimes.onnx_layers import layer_times
+
+        feed = values[:1] if self._one_by_one else values
+        profiled = partial(_create, self._path, self._options, widen=self._precision == WIDENED)
+        typed = feed.astype(np.float16) if self._half else feed
+        return layer_times(lambda prefix: profiled(profile=prefix), {self._input: typed}, runs)
+
     def close(self) -> None:
         del self._session
 
 
-def _create(path: Path, options: SessionOptions, *, widen: bool = False, save_optimised: Path | None = None) -> Any:
+def _create(
+    path: Path,
+    options: SessionOptions,
+    *,
+    widen: bool = False,
+    save_optimised: Path | None = None,
+    profile: str | None = None,
+) -> Any:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -206,6 +223,8 @@ def _create(path: Path, options: SessionOptions, *, widen: bool = False, save_op
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if save_optimised is not None:
         settings.optimized_model_filepath = str(save_optimised)
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, profile
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=_providers(options.device))
     except state.NotImplemented as error:

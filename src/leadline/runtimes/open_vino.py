@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from leadline.bundle import Bundle
     from leadline.contract import Contract
+    from leadline.runtimes.layer_time import LayerTime
 
 FILE, ONNX_FILE = "model.xml", "model.onnx"
 HEAVY = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
@@ -46,7 +47,14 @@ class OpenVino:
     """OpenVINO, on the CPU by default."""
 
     name: ClassVar[str] = "openvino"
-    precisions: ClassVar[tuple[Precision, ...]] = tuple(Precision)
+    precisions: ClassVar[tuple[Precision, ...]] = (
+        Precision.FP32,
+        Precision.FP16,
+        Precision.BF16,
+        Precision.INT8_WEIGHTS,
+        Precision.INT8_DYNAMIC,
+        Precision.INT8_STATIC,
+    )
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "openvino"
 
@@ -160,8 +168,9 @@ class _OpenVinoSession(Session):
         path = bundle.file(ONNX_FILE if ONNX_FILE in bundle.files else FILE)
         if path.name == FILE:
             bundle.file("model.bin")
+        self._compile = lambda more: core.compile_model(core.read_model(path), device, {**settings, **more})
         try:
-            self._compiled = core.compile_model(core.read_model(path), device, settings)
+            self._compiled = self._compile({})
         except RuntimeError as error:
             raise BundleError("openvino cannot load", where=path, why=_reason(error)) from error
         self._request = self._compiled.create_infer_request()
@@ -178,6 +187,11 @@ class _OpenVinoSession(Session):
         result = self._request.infer([np.ascontiguousarray(values)], share_inputs=True)
         output: NDArray[np.float32] = np.array(result[0], np.float32)
         return output[:, None] if output.ndim == 3 else output  # networks from elsewhere often return N x H x W
+
+    def profile(self, values: NDArray[np.float32], runs: int) -> list[LayerTime]:
+        from leadline.runtimes.open_vino_layers import layer_times
+
+        return layer_times(self._compile({"PERF_COUNT": True}), values[:1] if self._one_by_one else values, runs)
 
     def close(self) -> None:
         del self._request, self._compiled

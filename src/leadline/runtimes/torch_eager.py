@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from leadline.bundle import Bundle
     from leadline.contract import Contract
+    from leadline.runtimes.layer_time import LayerTime
 
 
 class TorchRuntime:
@@ -173,6 +174,19 @@ class _TorchSession(Session):
             tensor = torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
             output: NDArray[np.float32] = self._model(tensor).float().cpu().numpy()
         return output
+
+    def profile(self, values: NDArray[np.float32], runs: int) -> list[LayerTime]:
+        import torch
+
+        from leadline.runtimes.torch_layers import layer_times
+
+        wait = torch.cuda.synchronize if self._device.type == "cuda" else lambda: None
+        return layer_times(self._model, lambda: self._infer(values), runs, wait)
+
+    def device_mib(self) -> float | None:
+        import torch
+
+        return torch.cuda.max_memory_allocated(self._device) / 2**20 if self._device.type == "cuda" else None
 
 
 def _with_bf16_weights(model: nn.Module) -> nn.Module:
