@@ -70,7 +70,7 @@ class Meter:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._began = self._then = self._clock()
+        self._then = 0.0
         self._last: dict[str, float] = {}
         self.read()
         self._began = self._then
