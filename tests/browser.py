@@ -36,7 +36,12 @@ FLAGS = (
 )
 PATIENCE_S = 60.0
 # Chromium reads commands from descriptor 3 and writes to 4.
-LAUNCH = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+LAUNCH = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def chromium() -> str:
@@ -58,9 +63,9 @@ class Browser:
         self.profile = Path(tempfile.mkdtemp(prefix="leadline-chromium-"))
         command_in, self._commands = os.pipe()
         self._answers, answer_out = os.pipe()
+        command = [chromium(), *FLAGS, *flags, f"--user-data-dir={self.profile}", "about:blank"]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, str(command_in), str(answer_out), chromium(), *FLAGS, *flags]
-            + [f"--user-data-dir={self.profile}", "about:blank"],
+            [sys.executable, "-c", LAUNCH, str(command_in), str(answer_out), *command],
             pass_fds=(command_in, answer_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

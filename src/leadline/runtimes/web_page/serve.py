@@ -1,13 +1,16 @@
-"""Serve this folder at http://localhost:8000: python serve.py [PORT]
+"""Serve this folder at http://localhost:8000, or at another port: `python serve.py 8001`.
 
 Nothing but Python is needed. Unlike `python -m http.server` it isolates the page by two headers, so that WebAssembly
 gets its threads at once, and it listens on this machine only.
 """
 
+from __future__ import annotations
+
 import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -21,7 +24,7 @@ HEADERS = {
 class Handler(SimpleHTTPRequestHandler):
     """Files of this folder with the isolating headers and the right types, whatever the system's registry says."""
 
-    extensions_map = {
+    extensions_map: ClassVar[dict[str, str]] = {
         **SimpleHTTPRequestHandler.extensions_map,
         ".css": "text/css",
         ".html": "text/html; charset=utf-8",
@@ -31,16 +34,18 @@ class Handler(SimpleHTTPRequestHandler):
         ".wasm": "application/wasm",
     }
 
-    def end_headers(self):
+    def end_headers(self) -> None:
+        """Add the headers."""
         for name, value in HEADERS.items():
             self.send_header(name, value)
         super().end_headers()
 
-    def log_message(self, *arguments):
+    def log_message(self, *arguments: object) -> None:
         """Say nothing of each file."""
 
 
-def main():
+def main() -> None:
+    """Serve until Ctrl-C."""
     try:
         port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
         server = ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, directory=str(Path(__file__).parent)))
