@@ -24,6 +24,7 @@ PRECISIONS = {
     "torch": {"fp32", "bf16", "int8-dynamic"},
     "onnxruntime": {"fp32", "fp16", "int8-weights", "int8-dynamic", "int8-static"},
     "openvino": {"fp32", "fp16", "bf16", "int8-weights", "int8-dynamic", "int8-static"},
+    "coreml": {"fp32", "fp16", "int8-weights", "int8-static", "palettised"},
     "litert": {"fp32", "fp16", "int8-weights", "int8-dynamic", "int8-static"},
     "ncnn": {"fp32", "fp16", "int8-static"},
 }
@@ -167,7 +168,7 @@ def test_a_precision_that_the_engine_lacks_is_refused(engine: str, tmp_path: obj
     for precision in missing:
         with pytest.raises(ConfigError, match=f"{engine} has no precision '{precision}'"):
             runtime(engine).export(cnn(), ExportOptions(precision=precision), tmp_path)  # type: ignore[arg-type]
-    assert len(missing) == 6 - len(PRECISIONS[engine])
+    assert len(missing) == len(Precision) - len(PRECISIONS[engine])
 
 
 def test_dynamic_int8_of_a_cnn_is_refused_with_the_reason(engine: str, tmp_path: object) -> None:

@@ -54,6 +54,7 @@ RUNTIMES = {
     "torch": "leadline.runtimes.torch_eager",
     "onnxruntime": "leadline.runtimes.onnx_runtime",
     "openvino": "leadline.runtimes.open_vino",
+    "coreml": "leadline.runtimes.core_ml",
     "litert": "leadline.runtimes.lite_rt",
     "ncnn": "leadline.runtimes.ncnn_engine",
     "web": "leadline.runtimes.web",

@@ -28,6 +28,7 @@ class Precision(StrEnum):
     INT8_WEIGHTS = "int8-weights"
     INT8_DYNAMIC = "int8-dynamic"
     INT8_STATIC = "int8-static"
+    PALETTISED = "palettised"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class ExportOptions:
 
 # Why an engine goes without a precision, by (engine, precision).
 LACKS = {
+    ("coreml", Precision.BF16): "CoreML computes in FP32, FP16 and INT8",
+    ("coreml", Precision.INT8_DYNAMIC): "CoreML keeps the ranges of activations in the file",
     ("onnxruntime", Precision.BF16): "its convolutions and matrix products for the CPU take FP32 and INT8 only",
     ("torch", Precision.INT8_STATIC): "PyTorch's own static INT8 is not the arithmetic of any device here",
     ("torch", Precision.INT8_WEIGHTS): "eager PyTorch would widen the weights again when it opens them",

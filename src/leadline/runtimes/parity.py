@@ -38,6 +38,7 @@ TOLERANCES = {
     Precision.INT8_WEIGHTS: Tolerance(relative=0.5, correlation=0.95),
     Precision.INT8_DYNAMIC: Tolerance(relative=1.0, correlation=0.9),
     Precision.INT8_STATIC: Tolerance(relative=1.0, correlation=0.9),
+    Precision.PALETTISED: Tolerance(relative=0.5, correlation=0.95),
 }
 
 
@@ -138,7 +139,9 @@ def check_parity(parity: Parity, precision: Precision, *, name: str) -> None:
         why = f"correlation is {parity.correlation:.5f}, {precision} must have {limit.correlation:g}"
     else:
         return
-    if precision is Precision.INT8_WEIGHTS:
+    if precision is Precision.PALETTISED:
+        mend = "use int8-weights or fp16"
+    elif precision is Precision.INT8_WEIGHTS:
         mend = "use fp16, or leave the layers that lose most out with --exclude"
     elif precision in (Precision.INT8_STATIC, Precision.INT8_DYNAMIC):
         mend = "calibrate on pictures of the kind that the network will see, try another method, or a wider precision"
