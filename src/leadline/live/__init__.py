@@ -1,0 +1,1 @@
+"""Depth of what moves: films, cameras, a server and its page."""
