@@ -21,8 +21,9 @@ from leadline.studies.isolated import JobError, run_isolated
 from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
 from leadline.studies.optimize import optimize
 from leadline.studies.pareto import pareto_front
+from leadline.studies.planning import Candidate
 from leadline.studies.recommend import Limits, recommend
-from leadline.studies.running import _Candidate, run_study
+from leadline.studies.running import run_study
 from leadline.studies.store import Store
 from leadline.studies.study import Cell, Outcome, Study, cells, default_sizes
 
@@ -275,8 +276,8 @@ def test_a_study_takes_the_test_pictures_and_says_so(tmp_path: Path, monkeypatch
 
 
 def test_a_rerun_tells_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = [_Candidate(Cell(one.runtime, "fp32", (64, 96)), one, *([tmp_path] * 3)) for one in (REFERENCE, SAME)]
-    monkeypatch.setattr("leadline.studies.running._candidates", lambda *_: kept)
+    kept = [Candidate(Cell(one.runtime, "fp32", (64, 96)), one, *([tmp_path] * 3)) for one in (REFERENCE, SAME)]
+    monkeypatch.setattr("leadline.studies.running.plan_of", lambda *_: kept)
     with Store(tmp_path / "study.sqlite") as store:
         for one in (REFERENCE, SAME):
             store.put(one)

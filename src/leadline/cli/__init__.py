@@ -33,6 +33,8 @@ VERBS = {
     "compress": "Make a network small by named steps, measured before and after.",
     "run": "Carry out a recipe: compression steps in a YAML file.",
     "optimize": "Compare runtimes, precisions and sizes on one data set; recommend one.",
+    "study": "Carry out a study in a YAML file: engines x precisions x sizes x batches, here or on a farm.",
+    "compare": "Two machines or two versions, paired; names what became worse.",
     "sensitivity": "What pruning or rounding each layer alone costs in accuracy.",
     "models": "The models that come with Leadline, and the architectures it can build.",
     "data": "Check data sets; render scenes.",

@@ -95,7 +95,7 @@ def command(
 
     training = _training(train_data, validation, budget, iterations, batch)
     parsed = tuple(size for size in map(parse_size, sizes or ()) if size is not None)
-    display = _Display(quiet=as_json)
+    display = Display(quiet=as_json)
     try:
         with display:
             found = optimize(
@@ -147,7 +147,7 @@ def _training(
     return Training(train, judged, budget, iterations)
 
 
-def _interrupted(display: _Display, out: Path, training: bool) -> str:
+def _interrupted(display: Display, out: Path, training: bool) -> str:
     if not display.total and training:
         return f"interrupted: what recipes have done is kept in {out}; the same command goes on there"
     if not display.total:
@@ -178,7 +178,7 @@ def _print(found: Optimized) -> None:
         console = Console(width=150)  # a file or a pipe has no width to keep to
     for notice in found.outcome.notices:
         console.print(notice, highlight=False, soft_wrap=True, markup=False)
-    for table in _tables(found, console):
+    for table in tables(found, console):
         print_whole(table, console)
     console.print(FOOT, highlight=False, soft_wrap=True, markup=False)
     for note in shared_notes(found.outcome.rows):
@@ -194,7 +194,7 @@ def _print(found: Optimized) -> None:
     console.print(f"Report: {found.report}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _tables(found: Optimized, console: Console) -> list[Table]:
+def tables(found: Optimized, console: Console) -> list[Table]:
     """One table; where it is wider than the console, two that share letters: accuracy, and cost."""
     from leadline.cli.terminal import width_of
     from leadline.studies.recommend import NAMES
@@ -247,15 +247,15 @@ def _cells(row: Measurement, primary: str, chosen: bool) -> list[str]:
         row.precision_ran,
         f"{row.accuracy.metrics[primary].value:.3f}",
         f"{change.value:+.3f}{ends(change) or ' [n/a]'}" if change else "reference",
-        f"{row.latency.p50:.2f}",
-        f"{row.latency.iqr:.2f}",
+        f"{row.latency.per_picture:.2f}",
+        f"{row.latency.iqr / row.latency.batch:.2f}",
         f"{1 / row.latency.ratio:.2f}",
         f"{row.size_mb:.2f}" if row.size_mb is not None else "n/a",
         f"{row.memory_mb:.0f}" if row.memory_mb is not None else "n/a",
     ]
 
 
-class _Display:
+class Display:
     """Live progress of a study on stderr; plain lines where stderr is no terminal."""
 
     def __init__(self, quiet: bool) -> None:
@@ -266,7 +266,7 @@ class _Display:
         self.bar: Any = None
         self.done = self.total = 0
 
-    def __enter__(self) -> _Display:
+    def __enter__(self) -> Display:
         if not self.quiet and self.console.is_terminal:
             from rich import progress
 
@@ -295,7 +295,7 @@ class _Display:
         self.done, self.total = done, total
         if self.quiet:
             return
-        label = f"{cell.made} {cell.runtime} {cell.precision} {cell.size[0]}x{cell.size[1]}: {what}".lstrip()
+        label = f"{cell.name}: {what}"
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total, description=label, count=f"{done}/{total}")
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from leadline.output import write_atomic
 from leadline.reference import load_exportable
 from leadline.runtimes.base import Precision, required
 from leadline.runtimes.onnx_source import OnnxNetwork
-from leadline.studies.figures import accuracy_of, engine_files, latency_of
+from leadline.studies.figures import accuracy_of, engine_files, latency_of, packed_mb
 from leadline.studies.isolated import JobError, run_isolated
 from leadline.studies.measurement import Measurement, Status
 from leadline.studies.store import Store
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 STORE = "recipe.sqlite"
 RUNS, WARMUP, ROUNDS = 60, 10, 6  # timed runs of each result; runs before them; turns with the source
-_CHUNK = 1 << 20
 
 
 def measure(
@@ -98,18 +96,6 @@ def measure(
         first, *jobs = (Job(ref, target.threads) for ref in (str(_engine(source, bases[0])), *engines))
         compare(first, jobs, runs=runs, warmup=WARMUP, rounds=ROUNDS, on_done=record)
     return [rows[base.key] for base in bases]
-
-
-def packed_mb(files: Sequence[Path]) -> float:
-    """MB (10^6 bytes) of files after DEFLATE, each on its own, at zlib's usual level."""
-    total = 0
-    for path in files:
-        packer = zlib.compressobj()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                total += len(packer.compress(chunk))
-        total += len(packer.flush())
-    return total / 1e6
 
 
 def _base(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,14 @@ from leadline.depth import Kind
 from leadline.studies.measurement import Accuracy, Figure, Latency
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from leadline.evaluation.latency import Timing
 
+_CHUNK = 1 << 20
 # Parts of a bundle or checkpoint that no engine reads.
-PAPERWORK = {"contract.json", "manifest.json", "measurements.json", "config.json", "README.md"}
+PAPERWORK = {"contract.json", "manifest.json", "measurements.json", "config.json", "README.md", "example.py"}
 
 
 def accuracy_of(found: dict[str, Any], protocol: str, data: str, reference: Mapping[str, str] | None) -> Accuracy:
@@ -49,6 +51,9 @@ def accuracy_of(found: dict[str, Any], protocol: str, data: str, reference: Mapp
         unmeasured=states.count("n/a"),
         failed=states.count("failed"),
         degenerate=sum(bool(row.get("degenerate")) for row in rows),
+        inverted=sum(bool(row.get("inverted")) for row in rows),
+        other_protocol=found.get("other_protocol", ""),
+        other={name: Figure(**values) for name, values in found.get("other", {}).items()},
     )
 
 
@@ -67,6 +72,8 @@ def latency_of(timing: Timing) -> Latency:
         pre=found.pre,
         post=found.post,
         reference_p50=timing.ratio.reference_p50 if timing.ratio else found.p50,
+        batch=found.batch,
+        parts=found.parts or {},
     )
 
 
@@ -78,3 +85,15 @@ def engine_files(folder: Path) -> list[Path]:
 def engine_mb(folder: Path) -> float:
     """MB (10^6 bytes) of what an engine reads."""
     return sum(path.stat().st_size for path in engine_files(folder)) / 1e6
+
+
+def packed_mb(files: Sequence[Path]) -> float:
+    """MB (10^6 bytes) of files after DEFLATE, each on its own, at zlib's usual level."""
+    total = 0
+    for path in files:
+        packer = zlib.compressobj()
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                total += len(packer.compress(chunk))
+        total += len(packer.flush())
+    return total / 1e6

@@ -13,7 +13,7 @@ from typing import Any
 
 from leadline.errors import LeadlineError, closest
 
-JOBS = ("export", "evaluate", "export_and_evaluate")
+JOBS = ("probe", "export", "evaluate", "export_and_evaluate")
 _running: dict[subprocess.Popen[str], bool] = {}  # the jobs' processes, and whether each was told to stop
 
 

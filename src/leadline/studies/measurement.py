@@ -9,10 +9,21 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
-def folder_name(made: str, runtime: str, precision: str, size: tuple[int, int]) -> str:
+def folder_name(made: str, runtime: str, precision: str, size: tuple[int, int], device: str = "") -> str:
     """A candidate as part of a path: `prune-channels-0.5-openvino-fp32-224x288`."""
     done = re.sub(r"[^A-Za-z0-9.]+", "-", made).strip("-")
-    return f"{done}-{runtime}-{precision}-{size[0]}x{size[1]}".lstrip("-")
+    where = re.sub(r"[^A-Za-z0-9.]+", "-", f"-{device}" if device else "")
+    return f"{done}-{runtime}-{precision}-{size[0]}x{size[1]}{where}".lstrip("-")
+
+
+def candidate_name(
+    made: str, runtime: str, precision: str, size: tuple[int, int], batch: int, device: str, on: str
+) -> str:
+    """A candidate for people: `openvino int8-static 224x288`, with batch, device and machine where they are named."""
+    where = f" on {device}" if device else ""
+    several = f" batch {batch}" if batch > 1 else ""
+    place = f" ({on})" if on else ""
+    return f"{made} {runtime}{where} {precision} {size[0]}x{size[1]}{several}{place}".strip()
 
 
 class Status(StrEnum):
@@ -49,6 +60,9 @@ class Accuracy(_Row):
         unmeasured: pictures without valid ground truth.
         failed: pictures that could not be read or predicted.
         degenerate: pictures whose prediction was constant.
+        inverted: pictures whose prediction had near and far exchanged.
+        other_protocol: the same protocol with and without alignment exchanged, where the model's metres allow both.
+        other: figures under it, by metric.
     """
 
     protocol: str
@@ -60,10 +74,13 @@ class Accuracy(_Row):
     unmeasured: int = 0
     failed: int = 0
     degenerate: int = 0
+    inverted: int = 0
+    other_protocol: str = ""
+    other: dict[str, Figure] = {}
 
 
 class Latency(_Row):
-    """Time for one picture in milliseconds, batch 1, taken in turn with the reference.
+    """Time of one run of the engine in milliseconds, taken in turn with the reference; a run takes a whole batch.
 
     Args:
         p50: median of the engine alone.
@@ -75,7 +92,9 @@ class Latency(_Row):
         threads: of the engine; 0 is the engine's choice.
         pre: median of preparing a picture.
         post: median of restoring the map to the picture's size.
-        reference_p50: median of the reference in the same rounds.
+        reference_p50: median of the reference in the same rounds; it takes one picture.
+        batch: pictures in a run.
+        parts: medians of copy to the device, compute and copy back, where the engine tells them apart.
     """
 
     p50: float
@@ -88,11 +107,18 @@ class Latency(_Row):
     pre: float
     post: float
     reference_p50: float
+    batch: int = 1
+    parts: dict[str, float] = {}
+
+    @property
+    def per_picture(self) -> float:
+        """Median milliseconds of one picture: of the run, over its batch."""
+        return self.p50 / self.batch
 
     @property
     def ratio(self) -> float:
-        """Candidate over reference, medians of the same rounds; below 1 is faster."""
-        return self.p50 / self.reference_p50
+        """Candidate over reference per picture, medians of the same rounds; below 1 is faster."""
+        return self.per_picture / self.reference_p50
 
 
 class Measurement(_Row):
@@ -107,16 +133,23 @@ class Measurement(_Row):
         precision_ran: what the engine computed in.
         height: of the network's input, pixels.
         width: likewise.
+        batch: pictures that the engine is given at once.
+        device: that the engine was told to use, by its own name; empty for its own choice, the CPU.
+        on: the machine of a device farm; empty for the one that led the study.
+        lost: the machine was lost before there were figures; the next run tries again.
         status: whether there are figures.
         reason: why not, and how to mend it.
         bundle: folder of the exported bundle, relative to the study's folder.
         accuracy: under the study's protocol.
-        latency: batch 1.
+        latency: of a run.
+        floor_share: share of the machine's floor that it reaches (1 is the floor), where a roofline is kept.
         memory_mb: peak resident memory of a process that loads and runs the bundle, MiB.
+        device_mb: largest memory that the engine held on an accelerator, MiB, where it says so.
         size_mb: the bundle's engine files, MB (10^6 bytes); of a step's network, its checkpoint's weights.
         packed_mb: the same files compressed (DEFLATE), where that was asked: what zeros are worth on disk.
         macs: multiply-accumulates of one picture.
         parameters: of the network before export.
+        zeros: share of its weights that are exactly zero.
         parity: agreement with PyTorch on the check pictures.
         notes: what else the reader must know.
         machine: fingerprint of the machine.
@@ -130,16 +163,23 @@ class Measurement(_Row):
     precision_ran: str = ""
     height: int
     width: int
+    batch: int = 1
+    device: str = ""
+    on: str = ""
+    lost: bool = False
     status: Status
     reason: str = ""
     bundle: str = ""
     accuracy: Accuracy | None = None
     latency: Latency | None = None
+    floor_share: float | None = None
     memory_mb: float | None = None
+    device_mb: float | None = None
     size_mb: float | None = None
     packed_mb: float | None = None
     macs: int | None = None
     parameters: int | None = None
+    zeros: float = 0.0
     parity: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     machine: dict[str, Any] = {}
@@ -147,16 +187,17 @@ class Measurement(_Row):
     @property
     def name(self) -> str:
         """`openvino int8-static 224x288` (height x width), before it what was done to the model."""
-        return f"{self.made} {self.runtime} {self.precision} {self.height}x{self.width}".strip()
+        size = (self.height, self.width)
+        return candidate_name(self.made, self.runtime, self.precision, size, self.batch, self.device, self.on)
 
     @property
     def folder(self) -> str:
         """Name of what the study keeps of it."""
-        return folder_name(self.made, self.runtime, self.precision, (self.height, self.width))
+        return folder_name(self.made, self.runtime, self.precision, (self.height, self.width), self.device)
 
     def carried(self) -> dict[str, Any]:
         """The figures as they lie beside the result that they belong to, without what means something here alone."""
-        return self.model_dump(mode="json", exclude={"key", "status", "reason", "bundle"})
+        return self.model_dump(mode="json", exclude={"key", "status", "reason", "bundle", "lost"})
 
     @property
     def score(self) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,13 @@ class Optimized:
         outcome: the rows.
         advice: the recommended row, and why.
         report: the HTML file.
+        limits: the user's.
     """
 
     outcome: Outcome
     advice: Recommendation
     report: Path
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def bundle(self) -> Path | None:
@@ -91,7 +93,7 @@ def optimize(
         study = Study(model=model, data=data, protocol=chosen, **options)
         outcome = replace(run_study(study, folder, on_cell), notices=tuple(filter(None, notices)))
         advice = recommend(outcome.rows, outcome.reference, bounds)
-        return Optimized(outcome, advice, write_report(outcome, advice, bounds))
+        return Optimized(outcome, advice, write_report(outcome, advice, bounds), bounds)
 
 
 def _recipes(

@@ -114,8 +114,8 @@ def _sentence(
         start = f"Keep {best.name}: no other candidate within the limits is faster"
     else:
         start = (
-            f"Ship {best.name}: with {best.latency.p50:.1f} ms per picture it is the fastest within the limits, "
-            f"{1 / best.latency.ratio:.1f} times as fast as {reference.name} in the same rounds"
+            f"Ship {best.name}: with {best.latency.per_picture:.1f} ms per picture it is the fastest within the "
+            f"limits, {1 / best.latency.ratio:.1f} times as fast as {reference.name} in the same rounds"
         )
     only = " only" if value.n < FEW else ""
     change = best.accuracy.change.get(best.accuracy.primary)

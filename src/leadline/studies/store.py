@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from leadline.errors import DataError, OutputError
 from leadline.studies.measurement import Measurement
 
+NAMES = ("study.sqlite", "recipe.sqlite")  # as studies and recipes call theirs
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (
     key TEXT PRIMARY KEY,
@@ -23,7 +26,58 @@ CREATE TABLE IF NOT EXISTS scores (
     PRIMARY KEY (key, picture)
 );
 """
-_VERSION = 1
+_VERSION = 2  # 2: batches, devices and machines of a farm
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a store holds.
+
+    Args:
+        path: of the file.
+        rows: oldest first; those of a machine that was lost are left out.
+        scores: JSON per picture, by the row's key.
+    """
+
+    path: Path
+    rows: list[Measurement]
+    scores: dict[str, dict[str, str]]
+
+
+def read_store(place: Path) -> Stored:
+    """Every row of a store that another study wrote, without changing the file.
+
+    Args:
+        place: the file, or the folder of a study or recipe that holds it.
+
+    Raises:
+        DataError: there is none, it is no store, or a newer version wrote it.
+    """
+    path = place
+    if place.is_dir():
+        path = next((place / name for name in NAMES if (place / name).is_file()), place / NAMES[0])
+    if not path.is_file():
+        raise DataError("no store of a study", where=path, mend="give the folder of a study, or its study.sqlite")
+    mend = "give the study.sqlite of a study"
+    for way in ("mode=ro", "immutable=1"):  # a folder that cannot be written holds no lock file; then nobody writes
+        try:
+            with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?{way}", uri=True)) as connection:
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version > _VERSION:
+                    raise DataError("store of a newer version", where=path, mend="update leadline")
+                texts = connection.execute("SELECT row FROM measurements ORDER BY created, rowid").fetchall()
+                scored = connection.execute("SELECT key, picture, row FROM scores").fetchall()
+            break
+        except sqlite3.OperationalError as error:
+            if way == "immutable=1":
+                raise DataError("cannot read the store", where=path, why=str(error), mend=mend) from error
+        except sqlite3.DatabaseError as error:
+            raise DataError("not a store", where=path, why=str(error), mend=mend) from error
+    rows = [Measurement.model_validate_json(text) for (text,) in texts]
+    scores: dict[str, dict[str, str]] = {}
+    for key, picture, text in scored:
+        scores.setdefault(key, {})[picture] = text
+    return Stored(path, [row for row in rows if not row.lost], scores)
 
 
 class Store:
@@ -94,6 +148,12 @@ class Store:
         with closing(self._connection.execute("SELECT row FROM measurements WHERE key = ?", (key,))) as cursor:
             found = cursor.fetchone()
         return Measurement.model_validate_json(found[0]) if found else None
+
+    def drop(self, key: str) -> None:
+        """Forget a row, if there is one."""
+        with self._connection as connection:
+            connection.execute("DELETE FROM measurements WHERE key = ?", (key,))
+            connection.execute("DELETE FROM scores WHERE key = ?", (key,))
 
     def all(self) -> list[Measurement]:
         """Every row, oldest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 from leadline import __version__
 from leadline.errors import ConfigError
 from leadline.runtimes.base import RUNTIMES, Precision, runtime
-from leadline.studies.measurement import folder_name
+from leadline.studies.measurement import candidate_name, folder_name
 
 if TYPE_CHECKING:
     from leadline.contract import Contract
     from leadline.reference import LoadedModel
-    from leadline.runtimes.base import Runtime
     from leadline.studies.measurement import Measurement
 
-_CHOICE = ("runtimes", "precisions", "sizes", "networks")  # of candidates; what is true of each stands in its cell
+# Of candidates: what is true of each stands in its cell. And what decides no figure.
+_CHOICE = ("runtimes", "precisions", "sizes", "networks", "batches", "devices", "on", "timeout")
+_WHERE_SAID = ("reference_device", "both_alignments")  # count where they are not the default
 REFERENCE_RUNTIME, REFERENCE_PRECISION = "torch", "fp32"
+HERE = "here"  # this machine, among those of a farm
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Study:
         calibration: data set reference for static INT8; None calibrates on rendered scenes.
         calibration_count: pictures for static INT8.
         networks: what recipes made of the model, as (in words, checkpoint folder); each is a candidate like the model.
+        batches: pictures that an engine is given at once; accuracy is of one picture and measured once for all.
+        devices: of each engine, by its own names; empty takes the CPU. An engine given as `torch on cuda` has its own.
+        on: machines of the device farm; empty for this machine, which is also called `here`.
+        reference_device: that PyTorch runs the reference on.
+        both_alignments: score metric depth with and without alignment.
+        timeout: seconds after which an engine counts as hanging; None takes what jobs and timing have themselves.
     """
 
     model: str
@@ -57,6 +65,17 @@ class Study:
     calibration: str | None = None
     calibration_count: int = 64
     networks: tuple[tuple[str, str], ...] = ()
+    batches: tuple[int, ...] = (1,)
+    devices: tuple[str, ...] = ()
+    on: tuple[str, ...] = ()
+    reference_device: str = ""
+    both_alignments: bool = False
+    timeout: float | None = None
+
+    @property
+    def batch(self) -> int:
+        """The largest batch, for which bundles are exported."""
+        return max(self.batches)
 
 
 @dataclass(frozen=True)
@@ -67,11 +86,24 @@ class Cell:
     precision: str
     size: tuple[int, int]
     made: str = ""
+    batch: int = 1
+    device: str = ""
+    on: str = ""
 
     @property
     def folder(self) -> str:
-        """Name of its bundle's folder."""
-        return folder_name(self.made, self.runtime, self.precision, self.size)
+        """Name of its bundle's folder, which it shares with its other batches and machines."""
+        return folder_name(self.made, self.runtime, self.precision, self.size, self.device)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return candidate_name(self.made, self.runtime, self.precision, self.size, self.batch, self.device, self.on)
+
+    @property
+    def exported(self) -> Cell:
+        """The cell whose bundle and accuracy this one shares: one picture, here."""
+        return replace(self, batch=1, on="")
 
 
 @dataclass
@@ -95,9 +127,16 @@ class Outcome:
         """The uncompressed model in PyTorch."""
         return self.rows[0]
 
+    def on(self, machine: str) -> Outcome:
+        """What was measured on one machine of the study."""
+        return replace(self, rows=[row for row in self.rows if row.on == machine])
+
 
 def cells(study: Study, contract: Contract) -> list[Cell]:
-    """All candidates, before them the reference: PyTorch FP32 at the model's own size, whatever sizes are asked for.
+    """All candidates, machine by machine.
+
+    Before those of each machine stands the reference: PyTorch FP32, one picture at the model's own size, whatever
+    sizes and batches are asked for.
 
     Args:
         study: what is compared.
@@ -111,14 +150,34 @@ def cells(study: Study, contract: Contract) -> list[Cell]:
         if precision not in known:
             raise ConfigError("unknown precision", where=precision, mend=f"known: {', '.join(sorted(known))}")
     own = default_sizes(contract)
-    found = [Cell(REFERENCE_RUNTIME, REFERENCE_PRECISION, own[0])]  # another size would hide its own loss from the drop
-    networks = ("", *(made for made, _ in study.networks))
-    for made, size, name in product(networks, study.sizes or own, study.runtimes or RUNTIMES):
-        # INT8 weights alone bring size and no time: asked for by name only
-        usual = [precision for precision in runtime(name).precisions if precision is not Precision.INT8_WEIGHTS]
-        wanted = study.precisions or usual
-        found += [Cell(name, precision.value, size, made) for precision in Precision if precision in wanted]
+    found = []
+    for on in study.on or ("",):
+        place = "" if on == HERE else on
+        # another size would hide its own loss from the drop
+        found.append(Cell(REFERENCE_RUNTIME, REFERENCE_PRECISION, own[0], device=study.reference_device, on=place))
+        networks = ("", *(made for made, _ in study.networks))
+        for made, size, entry in product(networks, study.sizes or own, study.runtimes or RUNTIMES):
+            name, device = engine_of(entry)
+            # INT8 weights alone bring size and no time: asked for by name only
+            usual = [precision for precision in runtime(name).precisions if precision is not Precision.INT8_WEIGHTS]
+            wanted = study.precisions or usual
+            chosen = [precision.value for precision in Precision if precision in wanted]
+            devices = (device,) if device else study.devices or ("",)
+            for precision, where, batch in product(chosen, devices, study.batches):
+                found.append(Cell(name, precision, size, made, batch, where, place))
     return list(dict.fromkeys(found))
+
+
+def engine_of(entry: str) -> tuple[str, str]:
+    """(engine, device) of `torch on cuda`; an empty device where none is named.
+
+    Raises:
+        ConfigError: nothing stands before or behind `on`.
+    """
+    name, middle, device = (part.strip() for part in entry.partition(" on "))
+    if not name or (middle and not device):
+        raise ConfigError("not an engine", where=entry, mend="write NAME, or NAME on DEVICE, as in: torch on cuda")
+    return name, device
 
 
 def default_sizes(contract: Contract) -> tuple[tuple[int, int], ...]:
@@ -131,19 +190,33 @@ def default_sizes(contract: Contract) -> tuple[tuple[int, int], ...]:
     return (own, small) if allowed else (own,)
 
 
-def cell_key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, Any]) -> str:
-    """Hash of everything that decides a row: weights, contract, engine and version, data, protocol, machine."""
-    adapter: Runtime = runtime(cell.runtime)
+def cell_key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, Any], engine: str | None = None) -> str:
+    """Hash of everything that decides a row: weights, contract, engine and version, data, protocol, machine.
+
+    Args:
+        study: what is compared.
+        cell: the candidate.
+        loaded: its network.
+        machine: fingerprint of the machine that measures it.
+        engine: version of the engine there; None takes that of this machine.
+    """
     facts = {
         "leadline": __version__,
         "weights": weights_hash(loaded),
         "contract": loaded.contract.model_dump(mode="json"),
-        "cell": {key: value for key, value in asdict(cell).items() if value},
-        "engine": adapter.availability().version,
-        "study": {key: value for key, value in asdict(study).items() if key not in _CHOICE},
+        "cell": {key: value for key, value in asdict(cell).items() if value and (key, value) != ("batch", 1)},
+        "engine": runtime(cell.runtime).availability().version if engine is None else engine,
+        "study": {key: getattr(study, key) for key in _deciding(study)},
         "machine": machine,
     }
+    if study.batch > 1:
+        facts["batches"] = "open"  # the bundle is another one than for single pictures
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _deciding(study: Study) -> list[str]:
+    said = [one.name for one in fields(study) if one.name not in (*_CHOICE, *_WHERE_SAID)]
+    return said + [key for key in _WHERE_SAID if getattr(study, key)]
 
 
 def weights_hash(loaded: LoadedModel) -> str:

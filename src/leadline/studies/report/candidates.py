@@ -83,7 +83,7 @@ def _costs(row: Measurement) -> tuple[float, float, float]:
     assert row.latency
     sign = -1.0 if row.accuracy.primary in HIGHER_IS_BETTER else 1.0
     size = math.inf if row.size_mb is None else row.size_mb
-    return sign * row.accuracy.metrics[row.accuracy.primary].value, row.latency.p50, size
+    return sign * row.accuracy.metrics[row.accuracy.primary].value, row.latency.per_picture, size
 
 
 def _remarks(row: Measurement, measured: Sequence[Measurement]) -> list[str]:
@@ -111,7 +111,8 @@ def _slower_than_fp32(row: Measurement, measured: Sequence[Measurement]) -> str 
     full = [
         other
         for other in measured
-        if (other.made, other.runtime, other.height, other.width) == (row.made, row.runtime, row.height, row.width)
+        if (other.made, other.runtime, other.device, other.height, other.width, other.batch)
+        == (row.made, row.runtime, row.device, row.height, row.width, row.batch)
         and other.precision == "fp32"
     ]
     if row.precision == "fp32" or not full or row.latency is None or full[0].latency is None:

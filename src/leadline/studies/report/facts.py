@@ -119,13 +119,20 @@ def meaning(protocol: Protocol) -> str:
 def _timing(outcome: Outcome) -> list[tuple[str, str]]:
     latency = outcome.reference.latency
     facts = [
-        ("method", "one picture at a time (batch 1), each candidate in turn with the reference; medians"),
+        ("method", f"{_at_once(outcome)}, each candidate in turn with the reference; medians"),
         ("threads", str(outcome.study.threads) if outcome.study.threads else "the engine’s choice"),
     ]
     if latency is not None:
         facts += [("timed runs", str(latency.runs)), ("warm-up runs", str(latency.warmup))]
     facts.append(("peak memory", "of a process that loads and runs the bundle alone"))
     return facts
+
+
+def _at_once(outcome: Outcome) -> str:
+    batches = sorted({row.batch for row in outcome.rows})
+    if batches == [1]:
+        return "one picture at a time (batch 1)"
+    return f"batches of {', '.join(map(str, batches))} pictures (the reference takes one)"
 
 
 def _machine(machine: dict[str, Any]) -> list[tuple[str, str]]:

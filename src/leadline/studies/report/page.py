@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from leadline import __version__
 from leadline.output import write_atomic
 from leadline.studies.caution import pictures
+from leadline.studies.matrix import is_matrix
 from leadline.studies.measurement import Status
 from leadline.studies.recommend import NAMES
 from leadline.studies.report.candidates import Candidate, candidates, shared_notes
 from leadline.studies.report.facts import honest_limits, not_measured, parity, what_was_run
 from leadline.studies.report.gallery import gallery
+from leadline.studies.report.matrix import matrix_section
 from leadline.studies.report.numbers import change, interval, megabytes, milliseconds, number, text, times
 from leadline.studies.report.plots import tradeoff_plots
 from leadline.studies.report.table import candidate_table
@@ -24,27 +26,29 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from leadline.studies.measurement import Latency
     from leadline.studies.recommend import Limits, Recommendation
     from leadline.studies.study import Outcome
 
 NAME = "report.html"
 
 
-def write_report(outcome: Outcome, advice: Recommendation, limits: Limits) -> Path:
+def write_report(outcome: Outcome, advice: Recommendation, limits: Limits, name: str = NAME) -> Path:
     """Write the report of a study as one file that needs no other and no network.
 
     Args:
         outcome: the finished study.
         advice: what was recommended.
         limits: the user's.
+        name: of the file.
 
     Returns:
-        `report.html` in the study's folder.
+        The file, in the study's folder.
 
     Raises:
         OutputError: it cannot be written; an older report is then intact.
     """
-    path = outcome.folder / NAME
+    path = outcome.folder / name
     write_atomic(path, _page(outcome, advice, limits).encode())
     return path
 
@@ -57,8 +61,13 @@ def _page(outcome: Outcome, advice: Recommendation, limits: Limits) -> str:
             _header(outcome),
             _recommendation(outcome, advice, limits, found),
             _section("candidates-title", "Candidates", _candidates(outcome, found)),
+            *(
+                [_section("matrix", "Resolution and batch", matrix_section(outcome, limits))]
+                if is_matrix(outcome.rows)
+                else []
+            ),
             _section("tradeoffs", "Accuracy against speed and size", _plots(found, limits)),
-            _section("pictures", "What it looks like", gallery(outcome, found)),
+            _section("pictures", "What it looks like", gallery(outcome, _seen_once(found))),
             _section("run", "What was run", what_was_run(outcome)),
             _section("not-measured", "Not measured", not_measured(outcome)),
             _section("parity", "Agreement with PyTorch", _PARITY + parity(found)),
@@ -73,6 +82,16 @@ def _page(outcome: Outcome, advice: Recommendation, limits: Limits) -> str:
         f"<footer>Made by leadline {text(__version__)}.</footer>\n"
         f"<script>{_asset('sort.js')}</script>\n</body>\n</html>\n"
     )
+
+
+def _seen_once(found: Sequence[Candidate]) -> list[Candidate]:
+    """One of the candidates that differ in the batch alone: their maps are the same; the recommended one if it is."""
+    seen: dict[str, Candidate] = {}
+    for candidate in found:
+        held = seen.get(candidate.row.folder)
+        if held is None or (candidate.recommended and not held.reference):
+            seen[candidate.row.folder] = candidate
+    return sorted(seen.values(), key=lambda candidate: candidate.number)
 
 
 _PARITY = (
@@ -105,7 +124,12 @@ def _header(outcome: Outcome) -> str:
         ("machine", text(host)),
     )
     facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in parts)
-    return f"<header><p class=kicker>leadline optimize</p><h1>{text(study.model)}</h1><dl>{facts}</dl></header>\n"
+    return f"<header><p class=kicker>{_kicker(outcome)}</p><h1>{text(study.model)}</h1><dl>{facts}</dl></header>\n"
+
+
+def _kicker(outcome: Outcome) -> str:
+    verb = "leadline study" if is_matrix(outcome.rows) or outcome.reference.on else "leadline optimize"
+    return text(f"{verb}, on {outcome.reference.on}" if outcome.reference.on else verb)
 
 
 def _recommendation(outcome: Outcome, advice: Recommendation, limits: Limits, found: Sequence[Candidate]) -> str:
@@ -154,8 +178,8 @@ def _tiles(chosen: Candidate) -> str:
     )
     tiles = (
         (
-            f"{milliseconds(latency.p50)} <small>ms</small>",
-            f"per picture, median; 95 % within {milliseconds(latency.p95)} ms",
+            f"{milliseconds(latency.per_picture)} <small>ms</small>",
+            f"per picture, median; {_whole(latency)}95 % within {milliseconds(latency.p95)} ms",
         ),
         (times(speed), compared),
         (number(score.value), f"{text(NAMES.get(primary, primary))}, 95 % {interval(score)}<br>{paired}"),
@@ -166,6 +190,11 @@ def _tiles(chosen: Candidate) -> str:
         + "".join(f"<li><strong>{big}</strong><span>{small}</span></li>" for big, small in tiles)
         + "</ul>"
     )
+
+
+def _whole(latency: Latency) -> str:
+    """What a run of several pictures takes."""
+    return f"a batch of {latency.batch} in {milliseconds(latency.p50)} ms; " if latency.batch > 1 else ""
 
 
 def _candidates(outcome: Outcome, found: Sequence[Candidate]) -> str:

@@ -64,7 +64,7 @@ def tradeoff_plots(found: Sequence[Candidate], limits: Limits) -> list[tuple[str
         limits: the user's, drawn as lines.
     """
     axes = (
-        Axis("latency", "median latency, ms", lambda c: c.latency.p50, limits.max_ms),
+        Axis("latency", "median latency per picture, ms", lambda c: c.latency.per_picture, limits.max_ms),
         Axis("size", "size on disk, MB", lambda c: c.row.size_mb, limits.max_mb),
     )
     plots = []
@@ -182,7 +182,9 @@ def _label(candidate: Candidate, points: Sequence[tuple[Candidate, float]], fron
     if len(points) > MANY and not (candidate.recommended or candidate.reference or candidate.number in front):
         return ""
     sizes = {(other.row.height, other.row.width) for other, _ in points}
-    return candidate.row.precision + (f" {candidate.row.height}x{candidate.row.width}" if len(sizes) > 1 else "")
+    batch = f" b{candidate.row.batch}" if candidate.row.batch > 1 else ""
+    size = f" {candidate.row.height}x{candidate.row.width}" if len(sizes) > 1 else ""
+    return f"{candidate.row.precision}{size}{batch}"
 
 
 def _safe(label: str) -> str:

@@ -11,6 +11,7 @@ from leadline.studies.report.numbers import change, interval, megabytes, millise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from leadline.studies.measurement import Latency
     from leadline.studies.report.candidates import Candidate
 
 FURTHER = ("abs_rel", "rmse", "correlation", "aligned_error", "disp_abs_rel")  # the first two that were measured
@@ -39,7 +40,7 @@ def candidate_table(found: Sequence[Candidate]) -> str:
     groups = (
         '<td colspan="3"></td>'
         f'<th scope="colgroup" colspan="{2 + len(further)}">Accuracy</th>'
-        '<th scope="colgroup" colspan="6">Time for one picture, ms</th>'
+        '<th scope="colgroup" colspan="6">Time of one run, ms</th>'
         '<th scope="colgroup" colspan="2">Size, memory</th>'
     )
     rows = "".join(_row(candidate, primary, further) for candidate in found)
@@ -77,12 +78,17 @@ def _row(candidate: Candidate, primary: str, further: Sequence[str]) -> str:
         cells.append(_cell(figure.value if figure else None, number(figure.value if figure else None)))
     cells += [_cell(value, milliseconds(value)) for value in (latency.p50, latency.p95, latency.p99, latency.iqr)]
     cells += [
-        _cell(latency.ratio, f"{number(latency.ratio, 2)}×"),
+        _cell(latency.ratio, f"{number(latency.ratio, 2)}×{_each(latency)}"),
         _cell(latency.pre + latency.post, f"{milliseconds(latency.pre)}<small>/ {milliseconds(latency.post)}</small>"),
         _cell(row.size_mb, megabytes(row.size_mb)),
         _cell(row.memory_mb, number(row.memory_mb, 0)),
     ]
     return f"<tr{' class=chosen' if candidate.recommended else ''}>{''.join(cells)}</tr>"
+
+
+def _each(latency: Latency) -> str:
+    """What a picture of a batch takes, below the ratio, which is per picture too."""
+    return f"<small>{milliseconds(latency.per_picture)} each</small>" if latency.batch > 1 else ""
 
 
 def _name(candidate: Candidate) -> str:
