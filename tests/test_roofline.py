@@ -27,6 +27,7 @@ from leadline.evaluation.roofline import (
     roofline_of,
     share_of_floor,
 )
+from tiny_models import exported
 
 
 def peak(best: float) -> Peak:
@@ -40,7 +41,8 @@ PUBLISHED = Roofline(
     "2026-11-22T09:00:00+00:00",
     {"fp32": peak(194.0), "bf16": peak(437.0), "int8": peak(893.0)},
     peak(34.0),
-    1.0,
+    2,
+    0.0,
 )
 
 
@@ -126,7 +128,8 @@ class TestMeasuring:
         assert {"fp32", "bf16", "int8"} <= set(found["peaks"])
         assert all(1 < each["best"] < 100_000 for each in found["peaks"].values())
         assert 0.1 < found["bandwidth"]["best"] < 100_000
-        assert 0 < found["processor"] <= 1
+        assert found["cores"] >= 1
+        assert 0 <= found["others"] <= found["cores"]
 
     def test_a_process_that_fails_says_why(self) -> None:
         with pytest.raises(LeadlineError, match="no such kernel"):
@@ -181,6 +184,53 @@ class TestCache:
         assert self.measured == [2]
 
     def test_a_busy_machine_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(peaks, "measure", lambda machine, threads: replace(PUBLISHED, processor=0.34))
+        monkeypatch.setattr(peaks, "measure", lambda machine, threads: replace(PUBLISHED, others=1.5))
         result = CliRunner().invoke(app, ["doctor", "--roofline"])
-        assert "the machine was busy (it got 34% of the processor time)" in result.stdout
+        assert "the machine was busy (other programs kept 1.5 of 2 cores)" in result.stdout
+
+    def test_other_programs_on_cores_that_are_left_are_no_harm(self) -> None:
+        wide = replace(PUBLISHED, cores=16, threads=4)
+        assert not replace(wide, others=12.0).busy
+        assert replace(wide, others=12.5).busy
+        assert replace(wide, threads=0, others=0.5).busy
+
+
+class TestBenchmark:
+    """`leadline benchmark --roofline` with the published peaks, on a bundle whose counts are written down."""
+
+    @pytest.fixture(autouse=True)
+    def _published(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LEADLINE_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(
+            peaks, "measure", lambda machine, threads: replace(PUBLISHED, machine=machine, threads=threads)
+        )
+
+    def test_each_row_says_what_share_of_its_floor_it_reaches(self) -> None:
+        bundle = exported("cnn", "onnxruntime", "fp32")
+        bundle.write_measurements({"macs": 97_000_000, "parameters": 1000, "activations": 1000})
+        words = ["benchmark", str(bundle.folder), "--runs", "3", "--rounds", "1", "--roofline", "--json"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0
+        values = json.loads(result.stdout)
+        [row] = values["rows"]
+        assert row["floor"]["ms"] == pytest.approx(1.0)  # 2 x 97 M operations at 194 GFLOP/s
+        assert row["floor"]["bound"] == "compute"
+        assert row["floor"]["share"] == pytest.approx(1.0 / row["latency"]["p50"])
+        assert values["roofline"]["peaks"]["fp32"]["best"] == 194.0
+
+    def test_the_table_shows_floors_and_slowest_layers(self) -> None:
+        bundle = exported("cnn", "onnxruntime", "fp32")
+        bundle.write_measurements({"macs": 97_000_000, "parameters": 1000, "activations": 1000})
+        words = ["benchmark", str(bundle.folder), "--runs", "2", "--rounds", "1", "--roofline", "--layers", "3"]
+        result = CliRunner(env={"COLUMNS": "160"}).invoke(app, words)
+        assert result.exit_code == 0
+        for title in ("floor ms", "of floor", "memory 34.0 GB/s", "by the engine's profiler; the slowest:", "share"):
+            assert title in result.stdout
+        assert [line.split()[0] for line in result.stdout.splitlines() if line[:2].strip().isdigit()] == ["1", "2", "3"]
+
+    def test_without_counts_the_row_says_why_it_has_no_floor(self) -> None:
+        bundle = exported("cnn", "openvino", "fp32")
+        words = ["benchmark", str(bundle.folder), "--runs", "2", "--rounds", "1", "--roofline"]
+        result = CliRunner(env={"COLUMNS": "160"}).invoke(app, words)
+        assert result.exit_code == 0
+        assert "A: floor n/a: its multiply-accumulates are not known" in result.stdout

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from leadline.cli.terminal import lettered, print_whole
+from leadline.cli.benchmark_probes import print_floors, print_probe
+from leadline.cli.terminal import lettered, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from leadline.evaluation.latency import Timing
+    from leadline.evaluation.probe import Probe
+    from leadline.evaluation.roofline import Floor, Roofline
 
 FOOT = "ratio to A: both in turn, in the same rounds; the ms of A are from rounds of its own, so ms / ms may differ"
 SPEED = ("IQR", "p95", "p99", "pre", "post", "FPS", "ratio to A", "quartiles")
@@ -24,18 +25,38 @@ PER_PICTURE = "ms/picture"
 
 @dataclass
 class Row:
-    """One model of the table."""
+    """One model of the table.
+
+    Args:
+        timing: of the engine.
+        size_mb: of its files, 10^6 bytes.
+        macs: multiply-accumulates of one picture.
+        parameters: of the network.
+        floor: least time of a run on this machine, where it was asked for.
+        no_floor: why there is none.
+        probe: layers, energy and lasting speed, where they were asked for.
+    """
 
     timing: Timing
-    size_mb: float | None
-    macs: int | None
-    parameters: int | None
+    size_mb: float | None = None
+    macs: int | None = None
+    parameters: int | None = None
+    floor: Floor | None = None
+    no_floor: str = ""
+    probe: Probe | None = None
 
 
-def print_rows(rows: Sequence[Row], machine: str, threads: int, batch: int) -> None:
-    """Print the machine, a line for each model and the tables."""
+def print_rows(rows: Sequence[Row], head: str, peaks: Roofline | None = None, layers: int = 0) -> None:
+    """Print a line about the machine, one for each model, and the tables.
+
+    Args:
+        rows: failed ones are a line only.
+        head: the first line.
+        peaks: of the machine, where floors are shown.
+        layers: how many of the slowest to show.
+    """
     console = Console(highlight=False, markup=False)
-    console.print(f"{machine}, {threads or 'engine-chosen'} thread{'' if threads == 1 else 's'}, batch {batch}")
+    console.print(head, soft_wrap=True)
     measured: list[tuple[str, Row]] = []
     for letter, row in zip(lettered(), rows, strict=False):
         if row.timing.failure:
@@ -49,28 +70,24 @@ def print_rows(rows: Sequence[Row], machine: str, threads: int, batch: int) -> N
             console.print(f"   {note}", soft_wrap=True)
     if not measured:
         return
-    milliseconds = ("ms", PER_PICTURE) if batch > 1 else ("ms",)
-    _table(console, (*milliseconds, *SPEED), [(letter, _speed(row)) for letter, row in measured])
-    _table(console, SIZE, [(letter, _size(row)) for letter, row in measured])
+    batched = any(row.timing.latency and row.timing.latency.batch > 1 for _, row in measured)
+    milliseconds = ("ms", PER_PICTURE) if batched else ("ms",)
+    print_table(console, (*milliseconds, *SPEED), [(letter, _speed(row, batched)) for letter, row in measured])
+    print_table(console, SIZE, [(letter, _size(row)) for letter, row in measured])
     _parts(console, measured)
+    if peaks is not None:
+        print_floors(console, measured, peaks)
+    for letter, row in measured:
+        if row.probe is not None:
+            print_probe(console, letter, row, peaks, layers)
     if len(measured) > 1:
         console.print(FOOT, soft_wrap=True)
 
 
-def _table(console: Console, titles: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("")
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
-    for letter, cells in lines:
-        table.add_row(letter, *cells)
-    print_whole(table, console)
-
-
-def _speed(row: Row) -> list[str]:
+def _speed(row: Row, batched: bool) -> list[str]:
     latency, ratio = row.timing.latency, row.timing.ratio
     assert latency is not None
-    times = [latency.p50, *([latency.per_picture] if latency.batch > 1 else [])]
+    times = [latency.p50, *([latency.per_picture] if batched else [])]
     times += [latency.iqr, latency.p95, latency.p99, latency.pre, latency.post]
     compared = [f"{ratio.value:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}"] if ratio else ["-", "-"]
     return [*[f"{time:.2f}" for time in times], f"{latency.fps:.1f}", *compared]
@@ -99,6 +116,6 @@ def _parts(console: Console, measured: Sequence[tuple[str, Row]]) -> None:
     }
     titles = list(dict.fromkeys(title for told in found.values() for title in told))
     if titles:
-        _table(
+        print_table(
             console, titles, [(letter, [told.get(title, "-") for title in titles]) for letter, told in found.items()]
         )

@@ -76,8 +76,8 @@ def roofline_lines(found: Roofline) -> list[str]:
         spread = f"median {peak.median:.1f}, IQR {peak.iqr:.1f} of {peak.repeats}"
         lines.append(f"  {name:8}{peak.best:8.1f} {unit:8} {peak.kernel} ({spread})")
     if found.busy:
-        share = f"it got {found.processor:.0%} of the processor time"
-        lines.append(f"Note: the machine was busy ({share}): measure again when it is idle, with --fresh")
+        others = f"other programs kept {found.others:.1f} of {found.cores} cores"
+        lines.append(f"Note: the machine was busy ({others}): measure again when it is idle, with --fresh")
     return lines
 
 

@@ -138,13 +138,19 @@ def command(
 
 
 def _counts(loaded: LoadedModel, bundle: Bundle) -> dict[str, int]:
-    """Multiply-accumulates and parameters, which an exported file no longer tells; nothing for an ONNX source."""
+    """Multiply-accumulates, parameters and activations, which an exported file no longer tells; none of an ONNX."""
     from leadline.evaluation.complexity import count_macs, count_parameters
+    from leadline.evaluation.roofline import count_activations
     from leadline.runtimes.onnx_source import OnnxNetwork
 
     if isinstance(loaded.model, OnnxNetwork):
         return {}
-    return {"macs": count_macs(loaded.model, bundle.size), "parameters": count_parameters(loaded.model)}
+    model, size = loaded.model, bundle.size
+    return {
+        "macs": count_macs(model, size),
+        "parameters": count_parameters(model),
+        "activations": count_activations(model, size),
+    }
 
 
 def _facts(bundle: Bundle) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.console import Console
     from rich.progress import ProgressColumn
@@ -42,6 +42,20 @@ def print_whole(table: Table, console: Console) -> None:
     """Print a table at the width that it needs: where the terminal is narrower its lines wrap, no figure is cut off."""
     table.width = width_of(table, console)
     console.print(table, crop=False)
+
+
+def print_table(console: Console, titles: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Print a table whose first column has no title: rows are (name, cells), cells to the right, none cut off."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, cells in lines:
+        table.add_row(name, *cells)
+    print_whole(table, console)
 
 
 def counted() -> tuple[ProgressColumn, ...]:

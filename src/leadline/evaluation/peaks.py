@@ -61,20 +61,21 @@ def measure(machine: str, threads: int, command: tuple[str, ...] | None = None) 
 
 def measured(threads: int) -> dict[str, Any]:
     """Peaks and bandwidth by this process's own libraries, as plain values."""
+    import psutil
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    began, used = time.perf_counter(), time.process_time()
+    began, busy = time.perf_counter(), _busy_seconds()
     peaks: dict[str, dict[str, Any]] = {}
     for precision, name, operations, call in products(threads):
         found = rate(name, operations, call)
         if precision not in peaks or found.best > peaks[precision]["best"]:
             peaks[precision] = vars(found)
     bandwidth = max((rate(*kernel) for kernel in transfers()), key=lambda peak: peak.best)
-    wall = (time.perf_counter() - began) * torch.get_num_threads()
-    share = (time.process_time() - used) / wall
-    return {"peaks": peaks, "bandwidth": vars(bandwidth), "processor": round(min(share, 1.0), 3)}
+    others = (_busy_seconds() - busy) / (time.perf_counter() - began)
+    cores = psutil.cpu_count() or 1
+    return {"peaks": peaks, "bandwidth": vars(bandwidth), "cores": cores, "others": round(max(others, 0.0), 2)}
 
 
 def rate(name: str, amount: float, call: Callable[[], object]) -> Peak:
@@ -131,6 +132,15 @@ def transfers() -> Iterator[Kernel]:
     size = f"{numbers * 4 / 2**20:.0f} MiB"
     yield f"copy {size}", 8.0 * numbers, _bound(out.copy_, a)
     yield f"triad {size}", 12.0 * numbers, lambda: torch.add(a, b, alpha=2.0, out=out)
+
+
+def _busy_seconds() -> float:
+    """Seconds that all cores have worked for others than this process; what a host took from a guest included."""
+    import psutil
+
+    times = psutil.cpu_times()._asdict()
+    whole = sum(times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    return float(whole) - time.process_time()
 
 
 def _bound(call: Callable[..., object], *values: object) -> Callable[[], object]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from leadline.evaluation.machine import Machine
 
 WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}  # bytes of a number
-BUSY = 0.9  # share of the processor below which peaks are lower than the machine's own
+SLACK = 0.1  # cores that other programs may take from the measurement before its peaks count as too low
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Roofline:
         date: of the measurement, ISO 8601 with time zone.
         peaks: by precision: `fp32`, `bf16`, `fp16` where the CPU has its arithmetic, `int8`.
         bandwidth: of memory, out of every cache, reading and writing counted.
-        processor: share of the asked processor time that the measurement really got; well below 1 on a busy machine.
+        cores: logical processors of the machine.
+        others: of them, how many other programs kept busy meanwhile, on average.
         cached: read from the user's cache and not measured now.
     """
 
@@ -71,13 +72,14 @@ class Roofline:
     date: str
     peaks: dict[str, Peak]
     bandwidth: Peak
-    processor: float
+    cores: int
+    others: float
     cached: bool = False
 
     @property
     def busy(self) -> bool:
-        """Whether other programs took so much of the processor that the peaks are too low."""
-        return self.processor < BUSY
+        """Whether other programs needed cores that the measurement wanted, so that the peaks are too low."""
+        return self.others > self.cores - (self.threads or self.cores) + SLACK
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
