@@ -79,30 +79,8 @@ class CoreML:
         contract = bundle_contract(source.contract, options.size, options.dynamic)
         program = converted(source.model, contract, options.precision, source.name)
         details = write_package(program, options, out / FOLDER, source.name)
-        details["program"] = self._compared(source, contract, options, out / FOLDER)
+        details["program"] = compared(source, contract, options, out / FOLDER)
         return bundle_of(self, source, options, contract, out, details)
-
-    def _compared(self, source: Exportable, contract: Contract, options: ExportOptions, path: Path) -> dict[str, Any]:
-        """Agreement of the file's program, computed operator by operator in PyTorch, with the network."""
-        import torch
-
-        from leadline.runtimes.calibration import calibration_inputs
-        from leadline.runtimes.core_ml_program import compute, read_program
-        from leadline.runtimes.parity import check_parity, compare_outputs
-
-        # A network is what its calibration pictures made it: others would say how far those reach.
-        inputs = options.calibration[:PICTURES] or calibration_inputs(None, contract, None, PICTURES, seed=SEED)
-        try:
-            with quiet_engine():
-                program = read_program(path)
-            mine = np.concatenate([compute(program, values)["depth"] for values in inputs])
-        except UnavailableError as error:
-            return {"compared": False, "reason": str(error)}
-        with torch.inference_mode():
-            theirs = np.concatenate([source.model(torch.from_numpy(values)).numpy() for values in inputs])
-        parity = compare_outputs(mine, theirs)
-        check_parity(parity, options.precision, name=f"{source.name} {self.name} {options.precision}")
-        return {"compared": True, "arithmetic": stored_precision(program), **parity.as_dict()}
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
         """Compile and load the bundle's package on a Mac.
@@ -181,8 +159,8 @@ def converted(model: nn.Module, contract: Contract, precision: Precision, name: 
             program = program.run_decompositions({ones: table[ones], both: torch.logical_and})
             return ct.convert(
                 program,
-                inputs=[ct.TensorType(name="input", shape=example.shape)],
-                outputs=[ct.TensorType(name="depth")],
+                inputs=[ct.TensorType(name="input", shape=example.shape, dtype=np.float32)],
+                outputs=[ct.TensorType(name="depth", dtype=np.float32)],
                 convert_to="milinternal",
                 compute_precision=narrow,
                 minimum_deployment_target=ct.target.iOS17,
@@ -245,6 +223,42 @@ def _without_chance(path: Path) -> None:
     known["itemInfoEntries"] = {new[key]: item for key, item in known["itemInfoEntries"].items()}
     known["rootModelIdentifier"] = new[known["rootModelIdentifier"]]
     manifest.write_text(json.dumps(known, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def compared(source: Exportable, contract: Contract, options: ExportOptions, path: Path) -> dict[str, Any]:
+    """Agreement of a package's program, computed operator by operator in PyTorch, with the network.
+
+    Args:
+        source: the network.
+        contract: of the package.
+        options: of the export.
+        path: of the package.
+
+    Returns:
+        Figures as parity has them and the program's arithmetic, or why it was not compared.
+
+    Raises:
+        ParityError: they differ by more than the precision may.
+    """
+    import torch
+
+    from leadline.runtimes.calibration import calibration_inputs
+    from leadline.runtimes.core_ml_program import compute, read_program
+    from leadline.runtimes.parity import check_parity, compare_outputs
+
+    # A network is what its calibration pictures made it: others would say how far those reach.
+    inputs = options.calibration[:PICTURES] or calibration_inputs(None, contract, None, PICTURES, seed=SEED)
+    try:
+        with quiet_engine():
+            program = read_program(path)
+        mine = np.concatenate([compute(program, values)["depth"] for values in inputs])
+    except UnavailableError as error:
+        return {"compared": False, "reason": str(error)}
+    with torch.inference_mode():
+        theirs = np.concatenate([source.model(torch.from_numpy(values)).numpy() for values in inputs])
+    parity = compare_outputs(mine, theirs)
+    check_parity(parity, options.precision, name=f"{source.name} coreml {options.precision}")
+    return {"compared": True, "arithmetic": stored_precision(program), **parity.as_dict()}
 
 
 def stored_precision(program: Any) -> str:

@@ -184,7 +184,7 @@ def _pad(inputs: Inputs) -> Tensor:
     mode, x = str(inputs.get("mode", "constant")), inputs["x"]
     if mode == "constant":
         return F.pad(x, turned, value=float(inputs.get("constant_val", 0.0)))
-    while turned[-2:] == [0, 0]:  # reflecting and replicating take the picture's two axes only
+    while len(turned) > 4:  # reflecting and replicating take the picture's two axes only
         turned = turned[:-2]
     return F.pad(x, turned, mode=mode)
 

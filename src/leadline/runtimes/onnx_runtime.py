@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ConfigError, ContractError, UnavailableError
+from leadline.errors import BundleError, ContractError, UnavailableError
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -21,6 +21,14 @@ from leadline.runtimes.base import (
     bundle_of,
     needs_calibration,
     refuse_precision,
+)
+from leadline.runtimes.onnx_providers import (
+    CPU,
+    check_started,
+    fallback_notes,
+    named_provider,
+    prepare_settings,
+    provider_options,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +43,6 @@ if TYPE_CHECKING:
 FILE = "model.onnx"
 WIDENED = "fp32 (int8 weights)"
 KNOWN = {Precision.FP32: "fp32", Precision.INT8_WEIGHTS: WIDENED}  # what a bundle of a precision computes in
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntime:
@@ -140,14 +147,14 @@ def open_file(path: Path, contract: Contract, options: SessionOptions | None = N
     Args:
         path: the file; external data must lie beside it.
         contract: what it expects and returns.
-        options: threads and device (`cpu`, `cuda`, or the name of an execution provider).
+        options: threads and device (`cpu`, `cuda`, `cuda:1`, `coreml`, ...: see `leadline.runtimes.onnx_providers`).
         precision: what it computes in, where that is known; otherwise it is found from the optimised graph when asked.
 
     Raises:
         BundleError: the file is missing, damaged, or no network of one picture.
         ContractError: the file's fixed size is not the contract's.
         UnavailableError: an operator that this ONNX Runtime does not know.
-        ConfigError: the execution provider is not in this build.
+        ConfigError: the execution provider is not in this build, or cannot start.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise UnavailableError("runtime onnxruntime is not available", mend="run pip install onnxruntime")
@@ -162,6 +169,8 @@ class _OnnxSession(Session):
         super().__init__("onnxruntime", contract)
         self._path, self._precision, self._options = path, precision, options
         self._session = _create(path, options, widen=precision == WIDENED)
+        self._provider, _ = named_provider(options.device)
+        self.notes += fallback_notes(self._session, self._provider)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             why = f"it has the inputs {', '.join(f'{each.name} {each.shape}' for each in inputs)}"
@@ -178,8 +187,10 @@ class _OnnxSession(Session):
 
     @property
     def precision_ran(self) -> str:
+        if self._provider.compiles:  # it may narrow what it takes, and leaves no graph to read
+            return "unknown"
         if not self._precision:
-            self._precision = executed_precision(self._path)
+            self._precision = executed_precision(self._path, self._options)
         return self._precision
 
     def _infer(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -214,6 +225,7 @@ def _create(
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+    provider, number = named_provider(options.device)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
@@ -225,8 +237,11 @@ def _create(
         settings.optimized_model_filepath = str(save_optimised)
     if profile is not None:
         settings.enable_profiling, settings.profile_file_prefix = True, profile
+    prepare_settings(settings, provider)
+    chain: list[Any] = [(provider.engine, provider_options(provider, number, options))]
+    chain += [] if provider.engine == CPU else [CPU]
     try:
-        return onnxruntime.InferenceSession(str(path), settings, providers=_providers(options.device))
+        session = onnxruntime.InferenceSession(str(path), settings, providers=chain)
     except state.NotImplemented as error:
         why = _first_line(error)
         mend = "update onnxruntime or export to another runtime"
@@ -240,17 +255,8 @@ def _create(
         state.RuntimeException,
     ) as error:
         raise BundleError("onnxruntime cannot load", where=path, why=_first_line(error)) from error
-
-
-def _providers(device: str) -> list[str]:
-    import onnxruntime
-
-    known = onnxruntime.get_available_providers()
-    wanted = PROVIDERS.get(device.lower(), device)
-    if wanted not in known:
-        why = f"this build has {', '.join(known)}"
-        raise ConfigError("onnxruntime cannot use the device", where=device, why=why, mend="use cpu")
-    return [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]
+    check_started(session, provider, options.device)
+    return session
 
 
 INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
@@ -258,8 +264,12 @@ INTEGER |= {"DynamicQuantizeMatMul", "QAttention", "MatMulNBits"}
 FLOAT = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 
 
-def executed_precision(path: Path) -> str:
+def executed_precision(path: Path, options: SessionOptions | None = None) -> str:
     """What ONNX Runtime computes convolutions and matrix products in, read from the graph that it runs after fusing.
+
+    Args:
+        path: an ONNX file.
+        options: the device counts, which must not be one that compiles parts of the graph.
 
     Returns:
         `fp32`, `fp16`, `fp32 (fp16 weights)` where the CPU has no FP16 kernels, or `int8 (38 of 40 layers)`.
@@ -271,7 +281,7 @@ def executed_precision(path: Path) -> str:
 
     with tempfile.TemporaryDirectory(prefix="leadline-") as folder:
         saved = Path(folder) / "optimised.onnx"
-        _create(path, SessionOptions(), save_optimised=saved)
+        _create(path, options or SessionOptions(), save_optimised=saved)
         graph = onnx.load(saved).graph
     kinds = [node.op_type for node in graph.node]
     integer, real = sum(kind in INTEGER for kind in kinds), sum(kind in FLOAT for kind in kinds)
