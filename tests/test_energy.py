@@ -144,7 +144,7 @@ class TestSensors:
             parse_powermetrics("nothing")
 
     def test_a_mac_without_root_says_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(power.sys, "platform", "darwin")
+        monkeypatch.setattr(power.platform, "system", lambda: "Darwin")
         monkeypatch.setattr(power.os, "geteuid", lambda: 501)
         assert "powermetrics: readable by root only: run with sudo" in find_sources(tmp_path, refused).missing
 

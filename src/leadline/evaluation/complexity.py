@@ -79,7 +79,7 @@ def _outputs(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor
 
     numbers = [0]
 
-    class Outputs(TorchDispatchMode):
+    class Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
@@ -88,7 +88,7 @@ def _outputs(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor
                 numbers[0] += result.numel()
             return result
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Outputs():
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Outputs():  # type: ignore[no-untyped-call]
         functional_call(model, tensors, (x,))
     return numbers[0]
 

@@ -199,10 +199,11 @@ def summarise(
 ) -> Latency:
     """Percentiles of timed runs, milliseconds (linear interpolation between order statistics)."""
     p25, p50, p75, p95, p99 = np.percentile(np.asarray(milliseconds), [25, 50, 75, 95, 99]).tolist()
-    around = [float(np.median(times)) if len(times) else 0.0 for times in (pre, post)]
+    prepared, restored = (float(np.median(times)) if len(times) else 0.0 for times in (pre, post))
     fastest, count = float(min(milliseconds)), len(milliseconds)
     apart = {name: float(np.median([part[name] for part in parts])) for name in (parts[0] if parts else ())}
-    return Latency(p50, p95, p99, p75 - p25, fastest, count, warmup, threads, *around, batch, apart or None)
+    spread = p75 - p25
+    return Latency(p50, p95, p99, spread, fastest, count, warmup, threads, prepared, restored, batch, apart or None)
 
 
 def ratio(candidate: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Ratio:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,7 +181,7 @@ def _nvml() -> Iterator[Counter]:
 
 
 def _macos(ask: Ask) -> Sources:
-    if sys.platform != "darwin":
+    if platform.system() != "Darwin":
         return Sources((), ())
     if os.geteuid() != 0:
         return Sources((), ("powermetrics: readable by root only: run with sudo",))

@@ -68,7 +68,8 @@ class Worker:
 
     def last(self, seconds: float) -> dict[str, Any]:
         """Run without a pause until `seconds` have passed, once at least; milliseconds of each run."""
-        until, times = time.perf_counter() + seconds, []
+        until = time.perf_counter() + seconds
+        times: list[float] = []
         while not times or time.perf_counter() < until:
             times += timed(lambda: self.session.run(self.values), 1)
         return {"ms": times}
