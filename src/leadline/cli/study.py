@@ -27,7 +27,7 @@ HELP = """Carry out a study: engines, precisions, sizes and batches of one model
 
 Keys of the file: model, data, split, protocol, alignments, limit; runtime (engines in
 order of preference, the first that is here) or runtimes (all of them), each NAME or
-NAME on DEVICE; precisions, sizes, batches, devices; on (machines of the device farm);
+NAME on DEVICE; precisions, sizes, batches, devices; machines (of the device farm);
 threads, runs, calibration, calibration_count, limits (max_drop, max_ms, max_mb),
 timeout, terms. Run the same line again and it goes on; what is measured is kept."""
 
@@ -66,7 +66,7 @@ def command(
     from leadline.studies.study_file import load_study
 
     machines = [name.strip() for name in on.split(",") if name.strip()] if on is not None else None
-    said = {"on": machines, "model": model, "data": data, "limit": limit, "runs": runs}
+    said = {"machines": machines, "model": model, "data": data, "limit": limit, "runs": runs}
     study = load_study(file, said)
     place = out or Path("runs") / file.stem
     display = Display(quiet=as_json)

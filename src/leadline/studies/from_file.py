@@ -75,7 +75,7 @@ def carry_out(
     protocol, notice = choose_protocol(data, split, file.protocol)
     with ExitStack() as held:
         held.enter_context(output_lock(out))
-        away = [name for name in dict.fromkeys(file.on) if name != HERE]
+        away = [name for name in dict.fromkeys(file.machines) if name != HERE]
         farm = None
         if away and link is not None:
             farm = Farm(link(), away)
@@ -97,7 +97,7 @@ def carry_out(
             calibration_count=file.calibration_count,
             batches=file.batches,
             devices=file.devices,
-            on=tuple(dict.fromkeys(file.on)),
+            on=tuple(dict.fromkeys(file.machines)),
             reference_device=choice.reference_device if choice else "",
             both_alignments=file.alignments == "both",
             timeout=file.timeout,
@@ -120,7 +120,7 @@ def carry_out(
 def _chosen(file: StudyFile, farm: Farm | None) -> Choice | None:
     if not file.runtime:
         return None
-    devices = () if farm is None or HERE in file.on else tuple(farm.devices.values())
+    devices = () if farm is None or HERE in file.machines else tuple(farm.devices.values())
     return first_available(file.runtime, file.precisions, devices)
 
 

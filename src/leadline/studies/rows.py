@@ -60,7 +60,7 @@ def finished_row(
         "size_mb": sum(path.stat().st_size for path in files) / 1e6,
         "packed_mb": packed_mb(files) if sparse else None,
         "parity": answer["parity"],
-        "notes": tuple(dict.fromkeys([*one.base.notes, *answer["notes"], *_remarks(one, answer)])),
+        "notes": tuple(dict.fromkeys([*one.base.notes, *answer["notes"], *remarks(one, answer)])),
     }
     return one.base.model_copy(update=figures)
 
@@ -70,7 +70,8 @@ def data_of(study: Study) -> str:
     return study.data + (f"#{study.split}" if study.split else "")
 
 
-def _remarks(one: Candidate, answer: Mapping[str, Any]) -> list[str]:
+def remarks(one: Candidate, answer: Mapping[str, Any]) -> list[str]:
+    """What the reader of a row must know beyond its figures."""
     found = []
     if one.cell.batch > 1 and answer.get("one_by_one"):
         found.append("the file takes one picture at a time: a batch is a loop over it")

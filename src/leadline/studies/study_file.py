@@ -46,7 +46,7 @@ class StudyFile(BaseModel):
     sizes: tuple[Size, ...] = Field(default=(), description="of the network's input, HEIGHTxWIDTH")
     batches: tuple[int, ...] = Field(default=(1,), min_length=1, description="pictures given to an engine at once")
     devices: tuple[str, ...] = Field(default=(), description="of the engines, by their own names")
-    on: tuple[str, ...] = Field(default=(), description="machines of the device farm; `here` is this one")
+    machines: tuple[str, ...] = Field(default=(), description="of the device farm; `here` is this one")
     threads: int = Field(default=1, ge=0, le=256, description="of each engine; 0: its own choice")
     runs: int = Field(default=60, ge=5, description="timed runs of each candidate")
     calibration: str | None = Field(default=None, description="pictures for static INT8; rendered ones by default")
@@ -55,7 +55,7 @@ class StudyFile(BaseModel):
     timeout: float | None = Field(default=None, gt=0, description="seconds until an engine counts as hanging")
     terms: str = Field(default="", description="terms of the weights, printed with the figures")
 
-    @field_validator("runtime", "runtimes", "precisions", "devices", "on", "batches", "sizes", mode="before")
+    @field_validator("runtime", "runtimes", "precisions", "devices", "machines", "batches", "sizes", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return value if isinstance(value, list | tuple) else [value]
