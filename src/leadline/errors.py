@@ -34,6 +34,10 @@ class ImageReadError(LeadlineError):
     """A picture or depth file that cannot be read completely and safely."""
 
 
+class ForeignFormatError(ImageReadError):
+    """Content that is no picture of a format that is read."""
+
+
 class DataError(LeadlineError):
     """A data set, sample, calibration or unit that contradicts itself."""
 

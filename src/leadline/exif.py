@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import struct
@@ -21,12 +22,12 @@ SAME_SHAPE = 0.02  # relative difference of the sides' ratio above which the pic
 
 
 def exif_camera(
-    path: Path | str, height: int, width: int, on_notice: Callable[[str], None] = _log.warning
+    path: Path | str | bytes, height: int, width: int, on_notice: Callable[[str], None] = _log.warning
 ) -> Intrinsics | None:
     """The camera by EXIF's FocalLengthIn35mmFilm: square pixels, centred.
 
     Args:
-        path: a picture that `leadline.image.read_image` has read.
+        path: a picture that `leadline.image.read_image` has read, or the bytes of one.
         height: of the picture as read (upright), pixels.
         width: of the picture as read, pixels.
         on_notice: takes one sentence about a focal length that no lens has; logged as a warning by default.
@@ -34,7 +35,7 @@ def exif_camera(
     Returns:
         None where the file does not say, says what no lens has, or was cropped so that its focal length holds no more.
     """
-    tags = _tags(Path(path))
+    tags = _tags(io.BytesIO(path) if isinstance(path, bytes) else Path(path))
     focal = _positive(tags.get(FOCAL_35MM))
     if focal is None:
         return None
@@ -46,12 +47,13 @@ def exif_camera(
     pixels = focal * math.hypot(height, width) / FILM_DIAGONAL_MM
     camera = Intrinsics(pixels, pixels, width / 2, height / 2)
     if why := camera.implausible(height, width):
-        on_notice(f"{path}: the focal length in its EXIF data, {focal:g} mm on 35 mm film, is not used: {why}")
+        name = "the picture" if isinstance(path, bytes) else path
+        on_notice(f"{name}: the focal length in its EXIF data, {focal:g} mm on 35 mm film, is not used: {why}")
         return None
     return camera
 
 
-def _tags(path: Path) -> dict[int, Any]:
+def _tags(path: Path | io.BytesIO) -> dict[int, Any]:
     """The EXIF folder of the file's header; no pixel is decoded, and a damaged one counts as none."""
     from PIL import Image
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from leadline.colors import colorize
-from leadline.errors import ImageReadError
+from leadline.errors import ForeignFormatError, ImageReadError
 from leadline.png import SIGNATURE, damage, png_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "SUFFIXES",
     "Interpolation",
     "colorize",
+    "decode_image",
     "png_bytes",
     "read_depth_png",
     "read_image",
@@ -72,11 +73,30 @@ def read_image(path: Path | str, on_notice: Callable[[str], None] = _log.warning
         ImageReadError: missing, a directory, unreadable, empty, damaged, truncated, too large, or another format.
     """
     path = Path(path)
-    data = _read_bytes(path)
-    with _decoding(path), _open(path, data, tuple(FORMATS)) as image:
-        for notice in _notices(path, image, data):
-            on_notice(f"{path}: {notice}")
-        return rgb_array(image, str(path))
+    return decode_image(_read_bytes(path), path, on_notice=on_notice)
+
+
+def decode_image(
+    data: bytes, source: Path, *, max_pixels: int = MAX_PIXELS, on_notice: Callable[[str], None] = _log.warning
+) -> NDArray[np.uint8]:
+    """The picture that a file of these bytes holds, as `read_image` gives it.
+
+    Args:
+        data: the whole file.
+        source: what messages call it.
+        max_pixels: more are refused before they are decoded; at most MAX_PIXELS.
+        on_notice: as for `read_image`.
+
+    Raises:
+        ForeignFormatError: the bytes are no picture of a known format.
+        ImageReadError: empty, damaged, truncated or too large.
+    """
+    if not data:
+        raise _empty(source)
+    with _decoding(source), _open(source, data, tuple(FORMATS), max_pixels) as image:
+        for notice in _notices(source, image, data):
+            on_notice(f"{source}: {notice}")
+        return rgb_array(image, str(source))
 
 
 def read_depth_png(path: Path | str) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -118,8 +138,12 @@ def _read_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise ImageReadError("cannot read the picture", where=path, why=str(error)) from error
     if not data:
-        raise ImageReadError("cannot read the picture", where=path, why="the file is empty (0 bytes)", mend=_AGAIN)
+        raise _empty(path)
     return data
+
+
+def _empty(path: Path) -> ImageReadError:
+    return ImageReadError("cannot read the picture", where=path, why="the file is empty (0 bytes)", mend=_AGAIN)
 
 
 @contextmanager
@@ -136,12 +160,12 @@ def _decoding(path: Path) -> Iterator[None]:
         raise ImageReadError("cannot read the picture", where=path, why=f"damaged: {error}", mend=_AGAIN) from error
 
 
-def _too_large(path: Path, size: str) -> ImageReadError:
-    why = f"{size}; at most {MAX_PIXELS} pixels are read"
+def _too_large(path: Path, size: str, most: int = MAX_PIXELS) -> ImageReadError:
+    why = f"{size}; at most {most} pixels are read"
     return ImageReadError("the picture is too large", where=path, why=why, mend="make it smaller")
 
 
-def _open(path: Path, data: bytes, formats: tuple[str, ...]) -> PillowImage.Image:
+def _open(path: Path, data: bytes, formats: tuple[str, ...], max_pixels: int = MAX_PIXELS) -> PillowImage.Image:
     from PIL import Image, UnidentifiedImageError
 
     if data.startswith(SIGNATURE) and (why := damage(data)) is not None:
@@ -151,9 +175,9 @@ def _open(path: Path, data: bytes, formats: tuple[str, ...]) -> PillowImage.Imag
     except UnidentifiedImageError as error:
         why = f"its content is not {', '.join(formats)}, or its header is damaged"
         mend = "save it as PNG or JPEG"
-        raise ImageReadError("not a picture that can be read", where=path, why=why, mend=mend) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(path, f"{image.width} x {image.height}")
+        raise ForeignFormatError("not a picture that can be read", where=path, why=why, mend=mend) from error
+    if image.width * image.height > max_pixels:
+        raise _too_large(path, f"{image.width} x {image.height}", max_pixels)
     return image
 
 
