@@ -26,7 +26,9 @@ PRECISIONS = {
     "openvino": {"fp32", "fp16", "bf16", "int8-weights", "int8-dynamic", "int8-static"},
     "coreml": {"fp32", "fp16", "int8-weights", "int8-static", "palettised"},
     "litert": {"fp32", "fp16", "int8-weights", "int8-dynamic", "int8-static"},
+    "executorch": {"fp32", "int8-dynamic", "int8-static"},
     "ncnn": {"fp32", "fp16", "int8-static"},
+    "tvm": {"fp32"},
 }
 # A CNN has no matrix products that could be quantised while running.
 CASES = [(engine, p) for engine, precisions in PRECISIONS.items() for p in sorted(precisions) if p != "int8-dynamic"]

@@ -56,7 +56,9 @@ RUNTIMES = {
     "openvino": "leadline.runtimes.open_vino",
     "coreml": "leadline.runtimes.core_ml",
     "litert": "leadline.runtimes.lite_rt",
+    "executorch": "leadline.runtimes.execu_torch",
     "ncnn": "leadline.runtimes.ncnn_engine",
+    "tvm": "leadline.runtimes.tvm_relax",
     "web": "leadline.runtimes.web",
 }
 
@@ -306,6 +308,10 @@ def refuse_precision(adapter: Runtime, options: ExportOptions) -> None:
     if options.dynamic and not adapter.dynamic:
         mend = "leave --dynamic out, or export one bundle per size"
         raise ConfigError(f"{adapter.name} cannot leave the size open", where="--dynamic", mend=mend)
+    if options.tune_seconds and not getattr(adapter, "tunes", False):
+        raise ConfigError(f"{adapter.name} cannot be tuned", where="--tune-seconds", mend="leave it out")
+    if not 0 <= options.tune_seconds < float("inf"):
+        raise ConfigError("bad time for tuning", where=options.tune_seconds, why="it is 0 seconds or more")
     check_options(options)
 
 

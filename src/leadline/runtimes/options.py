@@ -52,6 +52,7 @@ class ExportOptions:
         smooth: share of the activations' outliers that goes over to the weights, 0 to 1 (SmoothQuant, static INT8);
             None for none.
         ranges: (lowest, highest) of activations by tensor name that are known already; no calibration is run then.
+        tune_seconds: how long an engine that tunes itself to this machine may search; 0 for not at all.
         cache: folder where engines that go through ONNX share the float graph between precisions and processes.
     """
 
@@ -69,6 +70,7 @@ class ExportOptions:
     bias_correction: bool = False
     smooth: float | None = None
     ranges: Mapping[str, tuple[float, float]] | None = None
+    tune_seconds: float = 0
     cache: Path | None = None
 
     @property
