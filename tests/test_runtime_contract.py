@@ -27,6 +27,7 @@ PRECISIONS = {
     "coreml": {"fp32", "fp16", "int8-weights", "int8-static", "palettised"},
     "litert": {"fp32", "fp16", "int8-weights", "int8-dynamic", "int8-static"},
     "executorch": {"fp32", "int8-dynamic", "int8-static"},
+    "executorch": {"fp32", "int8-dynamic", "int8-static"},
     "ncnn": {"fp32", "fp16", "int8-static"},
     "tvm": {"fp32"},
 }

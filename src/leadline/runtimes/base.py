@@ -57,6 +57,7 @@ RUNTIMES = {
     "coreml": "leadline.runtimes.core_ml",
     "litert": "leadline.runtimes.lite_rt",
     "executorch": "leadline.runtimes.execu_torch",
+    "executorch": "leadline.runtimes.execu_torch",
     "ncnn": "leadline.runtimes.ncnn_engine",
     "tvm": "leadline.runtimes.tvm_relax",
     "web": "leadline.runtimes.web",
