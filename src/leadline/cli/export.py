@@ -73,6 +73,9 @@ def command(
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Leave batch, height and width open, where the network allows it.")
     ] = False,
+    tune_seconds: Annotated[
+        float, typer.Option("--tune-seconds", metavar="S", help="Let an engine that can (tvm) tune itself so long.")
+    ] = 0,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", "-o", metavar="DIR", help="Folder of the bundle. [default: NAME-RUNTIME-PRECISION]"),
@@ -106,6 +109,7 @@ def command(
         equalise=equalise,
         bias_correction=bias_correction,
         smooth=smooth,
+        tune_seconds=tune_seconds,
     )
     refuse_precision(adapter, options)
     folder = out or Path(f"{_plain(reference)}-{runtime}-{precision}")
