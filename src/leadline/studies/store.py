@@ -59,7 +59,9 @@ def read_store(place: Path) -> Stored:
     if not path.is_file():
         raise DataError("no store of a study", where=path, mend="give the folder of a study, or its study.sqlite")
     mend = "give the study.sqlite of a study"
-    for way in ("mode=ro", "immutable=1"):  # a folder that cannot be written holds no lock file; then nobody writes
+    log = path.with_name(f"{path.name}-wal")
+    whole = not log.is_file() or log.stat().st_size == 0  # everything is in the file itself: no lock file is needed
+    for way in ("immutable=1",) if whole else ("mode=ro", "immutable=1"):
         try:
             with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?{way}", uri=True)) as connection:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
