@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leadline.errors import BundleError, UnavailableError
+from leadline.errors import BundleError, ConfigError, UnavailableError
 from leadline.evaluation.machine import this_machine
 from leadline.runtimes import open_vino
 from leadline.runtimes.base import ExportOptions, Precision, SessionOptions, runtime
+from leadline.runtimes.open_vino import device_settings, known_device
 from tiny_models import VIT_SIZE, cnn, expected, exported, picture, pictures, vit
 
 pytestmark = pytest.mark.skipif(
@@ -112,3 +113,38 @@ def test_a_file_that_openvino_cannot_read(tmp_path: Path) -> None:
     broken = type(good)(tmp_path, *[getattr(good, f) for f in list(good.__dataclass_fields__)[1:]])
     with pytest.raises(BundleError, match="openvino cannot load"):
         runtime("openvino").open(broken, SessionOptions())
+
+
+class TestDevices:
+    def test_a_kind_means_its_first_device(self) -> None:
+        seen = ["CPU", "GPU.0", "GPU.1", "NPU"]
+        assert [known_device(seen, name) for name in ("cpu", "gpu", "GPU.1", "npu")] == ["CPU", "GPU.0", "GPU.1", "NPU"]
+        assert known_device(["CPU", "GPU"], "gpu") == "GPU"
+
+    @pytest.mark.parametrize("name", ["gpu", "npu", "gpu.3", "tpu"])
+    def test_one_that_is_not_there_is_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=f"'{name}': it sees CPU"):
+            known_device(["CPU", "GPUS"], name)
+
+    def test_each_device_computes_in_what_the_bundle_is(self) -> None:
+        """A GPU left alone narrows FP32 to FP16."""
+        fp32, fp16 = Precision.FP32, Precision.FP16
+        hints = {
+            (device, precision): device_settings(device, precision, 4)[0]["INFERENCE_PRECISION_HINT"]
+            for device in ("CPU", "GPU.0", "NPU")
+            for precision in (fp32, fp16)
+        }
+        assert hints == {
+            ("CPU", fp32): "f32",
+            ("CPU", fp16): "f32",
+            ("GPU.0", fp32): "f32",
+            ("GPU.0", fp16): "f16",
+            ("NPU", fp32): "f16",
+            ("NPU", fp16): "f16",
+        }
+        assert device_settings("NPU", fp32, 1)[1]
+        assert not device_settings("GPU.0", fp32, 1)[1]
+
+    def test_threads_belong_to_the_cpu(self) -> None:
+        assert device_settings("CPU", Precision.FP32, 4)[0]["INFERENCE_NUM_THREADS"] == 4
+        assert "INFERENCE_NUM_THREADS" not in device_settings("GPU", Precision.FP32, 4)[0]

@@ -28,6 +28,8 @@ from leadline.runtimes.base import (
 from leadline.runtimes.nncf_quantize import INSTALL, refuse_telemetry
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx
     from numpy.typing import NDArray
 
@@ -147,24 +149,54 @@ def infer(values):
 RUNTIME = OpenVino()
 
 
+def known_device(available: Sequence[str], wanted: str) -> str:
+    """OpenVINO's name of a device: `cpu`, `npu`, `gpu` (the first one), `gpu.1`.
+
+    Raises:
+        ConfigError: OpenVINO does not see it.
+    """
+    name = wanted.upper()
+    first = [each for each in available if each == name or each.startswith(f"{name}.")]
+    if not first:
+        why = f"it sees {', '.join(available)}"
+        mend = "install its driver, or use cpu" if name.split(".")[0] in ("GPU", "NPU") else "use cpu"
+        raise ConfigError("openvino cannot use the device", where=wanted, why=why, mend=mend)
+    return first[0]
+
+
+def device_settings(device: str, precision: Precision, threads: int) -> tuple[dict[str, Any], list[str]]:
+    """What OpenVINO is told for a device, and what the user should know of it.
+
+    Args:
+        device: from `known_device`.
+        precision: of the bundle. Left alone, the CPU would take BF16 and a GPU FP16; an NPU has nothing wider.
+        threads: of the CPU; 0 leaves them to OpenVINO.
+    """
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32")}
+    kind = device.partition(".")[0]
+    if kind == "CPU":
+        settings["NUM_STREAMS"] = 1
+        if precision is Precision.INT8_DYNAMIC:
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        return settings, []
+    notes = []
+    if kind == "NPU" or precision is Precision.FP16:
+        settings["INFERENCE_PRECISION_HINT"] = "f16"
+    if kind == "NPU" and precision in (Precision.FP32, Precision.BF16):
+        notes.append("an NPU computes in FP16 and INT8: this bundle is narrowed to FP16")
+    return settings, notes
+
+
 class _OpenVinoSession(Session):
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         super().__init__("openvino", bundle.contract)
         openvino = _import_openvino()
         core = openvino.Core()
-        device = options.device.upper()
-        if device not in core.available_devices:
-            why = f"it sees {', '.join(core.available_devices)}"
-            raise ConfigError("openvino cannot use the device", where=options.device, why=why, mend="use cpu")
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": HINTS.get(Precision(bundle.precision), "f32"),
-        }
-        if bundle.precision == Precision.INT8_DYNAMIC:
-            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
-        if options.threads:
-            settings["INFERENCE_NUM_THREADS"] = options.threads
+        device = known_device(core.available_devices, options.device)
+        settings, notes = device_settings(device, Precision(bundle.precision), options.threads)
+        self.notes += notes
         path = bundle.file(ONNX_FILE if ONNX_FILE in bundle.files else FILE)
         if path.name == FILE:
             bundle.file("model.bin")
@@ -207,7 +239,9 @@ def executed_precision(compiled: Any, *, stored: str = "") -> str:
     Returns:
         `fp32`, `fp32 (fp16 weights)`, `fp32 (int8 weights)`, `bf16`, `fp16`, or `int8 (38 of 40 layers)`.
     """
-    dynamic = int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) > 0
+    known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+    group = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+    dynamic = group in known and int(compiled.get_property(group)) > 0
     names = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
     ran: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ordered_ops():
