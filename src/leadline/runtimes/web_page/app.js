@@ -180,12 +180,15 @@ async function once(mine, isNew) {
   const frame = grab(mine.picture ?? mine.video);
   const degrees = angle();
   let result;
+  at('stage').setAttribute('aria-busy', String(Boolean(mine.picture)));
   try {
     result = await running.run(frame, { degrees, isNew: isNew || Boolean(mine.picture) });
   } catch (error) {
     if (running !== engine || source !== mine) return; // the engine or the source was changed meanwhile
     mine.video?.pause();
     throw error;
+  } finally {
+    at('stage').setAttribute('aria-busy', 'false');
   }
   if (source !== mine) return;
   show(grabbed, result, mine.name.replace(/\.[^.]*$/, '') || 'depth');

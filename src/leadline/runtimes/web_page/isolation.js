@@ -2,6 +2,7 @@
 // with servers that do not, a service worker adds them.
 
 const TRIED = 'leadline-isolation-tried';
+const PATIENCE_MS = 5000;
 
 /** Isolate the page where that is possible. True: it is being loaded again, stop here. */
 export async function isolate() {
@@ -13,7 +14,8 @@ export async function isolate() {
   sessionStorage.setItem(TRIED, 'yes'); // once: a browser that cannot be isolated must not load for ever
   try {
     await navigator.serviceWorker.register('isolating_worker.js');
-    await navigator.serviceWorker.ready;
+    const late = new Promise((_, reject) => setTimeout(reject, PATIENCE_MS));
+    await Promise.race([navigator.serviceWorker.ready, late]);
   } catch {
     return false; // private windows and some settings forbid service workers; one thread works
   }

@@ -62,22 +62,22 @@ function read() {
   const inside = values && probe.x >= 0 && probe.y >= 0 && probe.x < width && probe.y < height;
   at('mark').hidden = !inside;
   if (!inside) {
-    at('probe').textContent = 'Point at the depth to read a value.';
+    at('probe').textContent = 'Point at the picture or its depth to read a value.';
     return;
   }
   const value = values[probe.y * width + probe.x];
   const unit = kind === 'metric_depth' ? '' : ` (${KINDS[kind]})`;
   const text = isValid(kind, value) ? worded(value) + unit : 'no value';
   at('probe').textContent = `${text} at column ${probe.x}, row ${probe.y}`;
-  const box = drawn();
+  const box = drawn(at('depth'));
   const stage = at('stage').getBoundingClientRect();
   at('mark').style.left = `${box.left - stage.left + ((probe.x + 0.5) / width) * box.width}px`;
   at('mark').style.top = `${box.top - stage.top + ((probe.y + 0.5) / height) * box.height}px`;
 }
 
 /** Where the map lies within its canvas, which may be wider or higher than the map. */
-function drawn() {
-  const box = at('depth').getBoundingClientRect();
+function drawn(canvas) {
+  const box = canvas.getBoundingClientRect();
   const scale = Math.min(box.width / shown.width, box.height / shown.height);
   const [width, height] = [shown.width * scale, shown.height * scale];
   return { left: box.left + (box.width - width) / 2, top: box.top + (box.height - height) / 2, width, height };
@@ -97,7 +97,7 @@ function readByKey(event) {
 }
 
 function readByPointer(event) {
-  const box = drawn();
+  const box = drawn(event.currentTarget);
   probe.x = Math.floor(((event.clientX - box.left) / box.width) * shown.width);
   probe.y = Math.floor(((event.clientY - box.top) / box.height) * shown.height);
   read();
@@ -129,8 +129,10 @@ export function connect() {
     read();
   };
   at('split').oninput = () => at('stage').style.setProperty('--split', `${at('split').value}%`);
-  at('depth').addEventListener('pointermove', readByPointer);
-  at('depth').addEventListener('pointerdown', readByPointer);
+  for (const canvas of [at('picture'), at('depth')]) {
+    canvas.addEventListener('pointermove', readByPointer);
+    canvas.addEventListener('pointerdown', readByPointer);
+  }
   at('depth').addEventListener('keydown', readByKey);
   addEventListener('resize', read);
   at('save-values').onclick = () => {
