@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from leadline.image import resize
@@ -87,3 +88,15 @@ def test_extreme_shapes_resize(shape: tuple[int, int]) -> None:
     small = resize(np.full(shape, 3.0, np.float32), (32, 48))
     assert small.shape == (32, 48)
     np.testing.assert_allclose(resize(small, shape), 3.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [((224, 288), (480, 640)), ((7, 5), (7, 31)), ((1, 1), (4, 3)), ((3, 9), (50, 9))]
+)
+def test_a_map_that_only_grows_is_pillows_to_the_last_places(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    values = np.random.default_rng(1).uniform(0.1, 80.0, size).astype(np.float32)
+    theirs = np.array(Image.fromarray(values).resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR))
+    ours = resize(values, wanted)
+    assert ours.dtype == np.float32
+    assert ours.flags.writeable
+    np.testing.assert_allclose(ours, theirs, rtol=6e-7)  # float32 rounds weights, products and sums

@@ -270,6 +270,12 @@ def resize(
         cols = np.minimum((np.arange(size[1]) + 0.5) * (width / size[1]), width - 1).astype(np.intp)
         return np.asarray(values[rows[:, None], cols[None, :]])
     if antialias and not align_corners:
+        # A map that only grows has nothing to smooth: the taps below are Pillow's to some units in the last place (it
+        # adds in double precision), in half the time, since Pillow's result must be copied out three times.
+        smooth = values.dtype == np.float32 and values.ndim == 2 and interpolation == "bilinear"
+        if smooth and height <= size[0] and width <= size[1]:
+            wide = _apply_taps(values, *_taps(width, size[1], "bilinear", False), axis=1)
+            return _apply_taps(wide, *_taps(height, size[0], "bilinear", False), axis=0)
         method = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
         return np.array(Image.fromarray(values).resize((size[1], size[0]), method))
     shrunk = _apply_taps(values.astype(np.float32), *_taps(height, size[0], interpolation, align_corners), axis=0)
@@ -310,7 +316,10 @@ def _apply_taps(
 ) -> NDArray[np.float32]:
     shape = [1] * values.ndim
     shape[axis] = -1
-    out = values.take(index[:, 0], axis=axis) * weights[:, 0].reshape(shape)
+    out = values.take(index[:, 0], axis=axis)
+    out *= weights[:, 0].reshape(shape)
     for tap in range(1, index.shape[1]):
-        out += values.take(index[:, tap], axis=axis) * weights[:, tap].reshape(shape)
+        term = values.take(index[:, tap], axis=axis)
+        term *= weights[:, tap].reshape(shape)
+        out += term
     return out
