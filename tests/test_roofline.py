@@ -172,6 +172,12 @@ class TestCache:
             roofline_of(this_machine(), 1, cached_only=True)
         assert self.measured == []
 
+    def test_a_cache_that_cannot_be_written_costs_nothing_but_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LEADLINE_CACHE", "/dev/null/nowhere")
+        assert roofline_of(this_machine(), 1).cached is False
+        assert roofline_of(this_machine(), 1).cached is False
+        assert self.measured == [1, 1]
+
     def test_doctor_shows_it(self) -> None:
         result = CliRunner().invoke(app, ["doctor", "--roofline", "--threads", "2"])
         assert result.exit_code == 0

@@ -103,12 +103,12 @@ def command(
     beside = ""
     with ExitStack() as stack:
         other = stack.enter_context(cpu_load(load, load_cores))
-        tell = stack.enter_context(_progress(len(jobs), json))
+        tell = stack.enter_context(_progress(len(jobs) * (2 if beyond else 1), json))
         timings = compare(
             jobs[0], jobs[1:], runs=runs, warmup=warmup, rounds=rounds, timeout=timeout, on_done=lambda timing: tell()
         )
         rows = [_row(timing, peaks, device) for timing in timings]
-        _probe(rows, jobs, beyond, timeout)
+        _probe(rows, jobs, beyond, timeout, tell)
         if other.processes:
             cores = f"{len(other.processes)} core{'' if len(other.processes) == 1 else 's'}"
             beside = f"beside {load:g} % on {cores} ({other.reached():.0%} reached)"
@@ -173,13 +173,14 @@ def _floor(row: Row, peaks: Roofline, device: str, activations: int | None) -> N
         row.floor = floor_of(peaks, timing.precision_ran, macs=row.macs, **counts)
 
 
-def _probe(rows: list[Row], jobs: list[Job], wanted: Wanted, timeout: float) -> None:
+def _probe(rows: list[Row], jobs: list[Job], wanted: Wanted, timeout: float, tell: Callable[[], None]) -> None:
     from leadline.evaluation.probe import probe
 
     if wanted:
         for row, job in zip(rows, jobs, strict=True):
             if not row.timing.failure:
                 row.probe = probe(job, wanted, timeout=timeout)
+            tell()
 
 
 def _size_mb(reference: str) -> float | None:

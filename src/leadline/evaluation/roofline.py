@@ -12,6 +12,7 @@ below the first. The peak is the best that any kernel here reached (`leadline.ev
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leadline.errors import LeadlineError
+from leadline.errors import LeadlineError, OutputError
 from leadline.output import write_atomic
 
 if TYPE_CHECKING:
@@ -190,7 +191,8 @@ def roofline_of(machine: Machine, threads: int = 1, *, fresh: bool = False, cach
     from leadline.evaluation.peaks import measure
 
     found = measure(machine.id, threads)
-    write_atomic(path, json.dumps(found.as_dict(), indent=2).encode() + b"\n")
+    with contextlib.suppress(OutputError):  # a home that cannot be written costs a measurement each time, no more
+        write_atomic(path, json.dumps(found.as_dict(), indent=2).encode() + b"\n")
     return found
 
 
