@@ -83,6 +83,7 @@ class ExportOptions:
 # Why an engine goes without a precision, by (engine, precision).
 LACKS = {
     ("coreml", Precision.BF16): "CoreML computes in FP32, FP16 and INT8",
+    ("tensorrt", Precision.INT8_DYNAMIC): "TensorRT wants the ranges of activations before it builds its engine",
     ("coreml", Precision.INT8_DYNAMIC): "CoreML keeps the ranges of activations in the file",
     ("onnxruntime", Precision.BF16): "its convolutions and matrix products for the CPU take FP32 and INT8 only",
     ("torch", Precision.INT8_STATIC): "PyTorch's own static INT8 is not the arithmetic of any device here",
