@@ -243,7 +243,7 @@ def _steps(study: Study, one: Candidate, reference: Candidate, answers: dict[Cel
         answer |= scored | {"scored_on": one.cell.on}
     jobs = [
         {"name": content_hash(each.bundle), "batch": each.cell.batch, "device": each.cell.device}
-        for each in dict.fromkeys((reference, one))
+        for each in ((one,) if one.base.key == reference.base.key else (reference, one))
     ]
     plan = {"runs": study.runs, "warmup": WARMUP, "rounds": ROUNDS, "timeout": study.timeout or TIMEOUT}
     told = yield "time", {"jobs": jobs, "threads": study.threads, **plan}
