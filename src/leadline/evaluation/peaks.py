@@ -75,7 +75,12 @@ def measured(threads: int) -> dict[str, Any]:
     bandwidth = max((rate(*kernel) for kernel in transfers()), key=lambda peak: peak.best)
     others = (_busy_seconds() - busy) / (time.perf_counter() - began)
     cores = psutil.cpu_count() or 1
-    return {"peaks": peaks, "bandwidth": vars(bandwidth), "cores": cores, "others": round(max(others, 0.0), 2)}
+    return {
+        "peaks": peaks,
+        "bandwidth": vars(bandwidth),
+        "cores": cores,
+        "others": round(min(max(others, 0.0), cores), 2),
+    }
 
 
 def rate(name: str, amount: float, call: Callable[[], object]) -> Peak:
