@@ -145,7 +145,7 @@ def test_int8_keeps_named_layers_and_one_scale_per_tensor() -> None:
 )
 def test_what_only_other_quantisers_have_is_refused(option: dict[str, object], tmp_path: Path) -> None:
     options = ExportOptions(precision=Precision.INT8_STATIC, calibration=pictures(1), **option)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="ncnn has no"):
+    with pytest.raises(ConfigError, match="ncnn does not have"):
         RUNTIME.export(cnn(), options, tmp_path)
 
 

@@ -21,7 +21,8 @@ from leadline.runtimes.export import export_bundle
 from tiny_models import cnn, expected, exported, picture, pictures
 
 PRECISIONS = {
-    "torch": {"fp32", "bf16", "int8-dynamic"},
+    "torch": {"fp32", "fp16", "bf16", "int8-dynamic"},
+    "torch-compile": {"fp32", "bf16"},
     "onnxruntime": {"fp32", "fp16", "int8-weights", "int8-dynamic", "int8-static"},
     "openvino": {"fp32", "fp16", "bf16", "int8-weights", "int8-dynamic", "int8-static"},
     "coreml": {"fp32", "fp16", "int8-weights", "int8-static", "palettised"},

@@ -26,7 +26,8 @@ from leadline.runtimes.base import (
 )
 from leadline.runtimes.ncnn_file import Layer, read_layers
 from leadline.runtimes.ncnn_network import RESULT, SOURCE, WEIGHTS, load_network
-from leadline.runtimes.ncnn_quantize import HEAVY, STATIC, refuse_options, static_int8
+from leadline.runtimes.ncnn_quantize import HEAVY, STATIC, static_int8
+from leadline.runtimes.refusals import refuse_options
 
 if TYPE_CHECKING:
     import onnx
@@ -68,7 +69,7 @@ class Ncnn:
         contract = bundle_contract(source.contract, options.size, options.dynamic)
         int8, details = options.precision is Precision.INT8_STATIC, dict[str, Any]()
         if int8:
-            refuse_options(options)
+            refuse_options("ncnn", options, able=("symmetric", "exclude", "per_channel"))
             if has_trained_grids(source):
                 why = "ncnn's INT8 is symmetric and for convolutions only, training had other grids"
                 raise ConfigError("ncnn cannot take trained INT8", why=why, mend="export to onnxruntime or openvino")

@@ -28,25 +28,6 @@ HEAVY |= {"MultiHeadAttention"}
 STATIC = 8  # a convolution's parameter: how its scales are given; 100 more where its output leaves as INT8
 
 
-def refuse_options(options: ExportOptions) -> None:
-    """Refuse what other engines' quantisers can do and this one cannot.
-
-    Raises:
-        ConfigError: such an option is set.
-    """
-    wanted = {
-        f"method {options.method}": options.method != "minmax",
-        "equalise": options.equalise,
-        "bias correction": options.bias_correction,
-        "smooth": options.smooth is not None,
-        "given ranges": options.ranges is not None,
-    }
-    if asked := next((name for name, is_wanted in wanted.items() if is_wanted), None):
-        mend = "leave it out, or export to onnxruntime or openvino"
-        why = "its INT8 has the largest magnitude that calibration sees"
-        raise ConfigError(f"ncnn has no {asked}", why=why, mend=mend)
-
-
 def static_int8(text: str, data: bytes, options: ExportOptions) -> tuple[str, bytes, dict[str, Any]]:
     """Convolutions in INT8, everything else as it was.
 

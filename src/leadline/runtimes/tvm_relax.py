@@ -95,13 +95,13 @@ class Tvm:
 
     def example(self, bundle: Bundle) -> str:
         """The compiler, and its virtual machine."""
-        tuned = WORKLOADS in bundle.files
-        return EXAMPLE.format(file=FILE, build=TUNED if tuned else PLAIN)
+        return EXAMPLE.format(file=FILE, tuned=TUNED if WORKLOADS in bundle.files else "")
 
 
-PLAIN = "built = tvm.compile(network, target=target)"
 TUNED = f"""database = meta_schedule.database.JSONDatabase(str(HERE / "{WORKLOADS}"), str(HERE / "{RECORDS}"))
-built = meta_schedule.relax_integration.compile_relax(database, network, target, None)"""
+with target, database:
+    network = relax.get_pipeline("zero")(network)
+"""
 EXAMPLE = """
 import onnx
 import tvm
@@ -112,8 +112,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 
 target = tvm.target.Target({{"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": 1}})
 network = from_onnx(onnx.load(HERE / "{file}"), keep_params_in_input=False)
-{build}
-machine = relax.VirtualMachine(built, tvm.cpu())
+{tuned}machine = relax.VirtualMachine(tvm.compile(network, target=target), tvm.cpu())
 
 
 def infer(values):
@@ -234,15 +233,17 @@ def _library(data: bytes, database: tuple[Path, ...] | None, folder: Path) -> An
 
 def _compiled(network: Any, target: Any, database: tuple[Path, ...] | None, folder: Path) -> Any:
     import tvm
+    from tvm import relax
     from tvm.s_tir import meta_schedule
 
     if database is None:
         return tvm.compile(network, target=target)
     try:
-        found = meta_schedule.database.JSONDatabase(*(str(path) for path in database))
-        return meta_schedule.relax_integration.compile_relax(found, network, target, None)
+        with target, meta_schedule.database.JSONDatabase(*(str(path) for path in database)):
+            network = relax.get_pipeline("zero")(network)  # fuses layers, then applies the database
     except (tvm.error.InternalError, ValueError, TypeError, RuntimeError) as error:
         raise BundleError("tvm cannot use the records of tuning", where=folder, why=_first_line(error)) from error
+    return tvm.compile(network, target=target)
 
 
 def _own(path: Path) -> bool:

@@ -100,12 +100,16 @@ def _worker(network: Path, place: Path) -> None:
     """Search until the process is ended; every measured schedule is in the database at once."""
     module = imported(network.read_bytes(), network.name)
     import tvm
+    from tvm import relax
     from tvm.s_tir import meta_schedule
 
+    target = tvm.target.Target(host_target())
+    with target:
+        module = relax.get_pipeline("zero")(module)  # layers are fused as they will be when the bundle is opened
     meta_schedule.relax_integration.tune_relax(
         module,
         {},
-        tvm.target.Target(host_target()),
+        target,
         str(place),
         max_trials_global=TRIALS,
         num_trials_per_iter=8,
