@@ -30,6 +30,7 @@ from leadline.data.rendered import render
 from leadline.depth import Depth, Intrinsics, Kind
 from leadline.errors import ConfigError, UnavailableError
 from leadline.image import read_image
+from leadline.output import cache_folder
 from leadline.predictor import Predictor
 from leadline.reference import load_exportable
 from leadline.runtimes import web, web_npm
@@ -248,7 +249,7 @@ def test_the_engine_is_fetched_once(
     npm_registry[PATH] = _packed(("package/../../evil", b"x", tarfile.REGTYPE), *members)
     _pin(npm_registry[PATH], monkeypatch)
     assert web_npm.engine_files() == small_package
-    kept = web_npm.cache_folder() / f"onnxruntime-web-{web_npm.VERSION}"
+    kept = cache_folder() / f"onnxruntime-web-{web_npm.VERSION}"
     assert sorted(path.name for path in kept.rglob("*")) == ["a.mjs", "b.wasm"]
     packed = npm_registry.pop(PATH)
     assert web_npm.engine_files() == small_package  # without the registry

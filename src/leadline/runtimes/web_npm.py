@@ -9,15 +9,17 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import urllib.error
 import urllib.request
 from http.client import HTTPException
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leadline.errors import ConfigError, OutputError, UnavailableError
-from leadline.output import write_atomic
+from leadline.output import cache_folder, write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VERSION = "1.30.0"
 PACKAGE = "onnxruntime-web"
@@ -53,17 +55,6 @@ def engine_files() -> dict[str, bytes]:
         for name, data in files.items():
             write_atomic(folder / name, data)
     return files
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what can be fetched again: LEADLINE_CACHE, or the system's own place."""
-    if given := os.environ.get("LEADLINE_CACHE"):
-        return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "leadline" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "leadline"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leadline"
 
 
 def registry() -> str:
