@@ -101,6 +101,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         }  # fmt: skip
 
     monkeypatch.setattr(running, "run_isolated", job)
+    monkeypatch.setattr("leadline.studies.report.page.tradeoff_plots", lambda *_: [])  # the costly part of a report
     return count
 
 

@@ -186,6 +186,16 @@ class TestMistakes:
         busy = small.latency.model_copy(update={"p50": 320.0, "reference_p50": 200.0})
         assert suspicions([small.model_copy(update={"latency": busy}), large]) == []
 
+    def test_3_times_that_scatter_prove_nothing(self) -> None:
+        noisy = []
+        for one in published():
+            assert one.latency
+            noisy.append(
+                one.model_copy(update={"latency": one.latency.model_copy(update={"iqr": 0.2 * one.latency.p50})})
+            )
+        said = "times of 6 of 6 cells scatter by more than 15% (IQR over median): run again on an idle machine"
+        assert suspicions(noisy) == [said]
+
     def test_3_copies_and_compute_are_columns_of_their_own(self) -> None:
         one = row((560, 560), 2, 30.0)
         assert one.latency

@@ -90,13 +90,7 @@ def time(
     from leadline.evaluation.latency import compare
 
     first, *others = (
-        Job(
-            str(_place(job["name"])),
-            threads,
-            batch=job["batch"],
-            **({"device": job["device"]} if job["device"] else {}),
-        )
-        for job in jobs
+        Job(str(_place(job["name"])), threads, device=job["device"] or "cpu", batch=job["batch"]) for job in jobs
     )
     timings = compare(first, others, runs=runs, warmup=warmup, rounds=rounds, timeout=timeout)
     return {"timing": timings[-1].as_dict()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from leadline.studies.caution import SCATTERED
 from leadline.studies.measurement import Status
 from leadline.studies.recommend import NAMES, drop
 
@@ -99,7 +100,22 @@ def suspicions(rows: Sequence[Measurement]) -> list[str]:
         rows: of one machine.
     """
     measured = [row for row in rows if row.status is Status.MEASURED and row.accuracy and row.latency]
-    return [*_constant(measured), *_wrong_metres(measured), *_too_flat(measured), *_too_cheap(measured)]
+    steady = [row for row in measured if row.latency and row.latency.iqr <= SCATTERED * row.latency.p50]
+    return [
+        *_constant(measured),
+        *_wrong_metres(measured),
+        *_scattered(len(measured) - len(steady), len(measured)),
+        *_too_flat(steady),
+        *_too_cheap(steady),
+    ]
+
+
+def _scattered(count: int, total: int) -> list[str]:
+    """Times that say nothing about small differences, and are left out of the further tests."""
+    if not count:
+        return []
+    what = f"times of {count} of {total} cells scatter by more than {SCATTERED:.0%} (IQR over median)"
+    return [f"{what}: run again on an idle machine"]
 
 
 def _constant(rows: Sequence[Measurement]) -> list[str]:

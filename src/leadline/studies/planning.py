@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadline.studies.measurement import Measurement, Status
-from leadline.studies.study import Cell, Study, cell_key, cells
+from leadline.studies.study import Cell, Study, cell_key, cells, weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,20 +66,21 @@ def plan_of(study: Study, out: Path, devices: Mapping[str, Device] | None = None
     places = {(one.made, one.size) for one in plan}
     macs = {place: count_macs(networks[place[0]].model, place[1]) for place in places}
     between = {place: count_activations(networks[place[0]].model, place[1]) for place in places}
+    hashes = {made: weights_hash(network) for made, network in networks.items()}
     empty = {made: zero_share(network.model) for made, network in networks.items()}
     shared: dict[Cell, str] = {}
     found = []
     for cell in plan:
         network = networks[cell.made]
         if cell.exported not in shared:
-            shared[cell.exported] = cell_key(study, cell.exported, network, here)
+            shared[cell.exported] = cell_key(study, cell.exported, network, here, weights=hashes[cell.made])
         machine, engine = here, None
         if cell.on:
             device = (devices or {}).get(cell.on)
             machine = device.machine if device else {"name": cell.on}
             engine = device.engines.get(cell.runtime, {}).get("version", "") if device else ""
         base = Measurement(
-            key=cell_key(study, cell, network, machine, engine),
+            key=cell_key(study, cell, network, machine, engine, hashes[cell.made]),
             model=study.model,
             made=cell.made,
             runtime=cell.runtime,

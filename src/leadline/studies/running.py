@@ -19,7 +19,7 @@ from leadline.studies.measurement import Measurement, Status
 from leadline.studies.planning import Candidate, ended, plan_of
 from leadline.studies.rows import finished_row
 from leadline.studies.store import Store
-from leadline.studies.study import Cell, Outcome, Study
+from leadline.studies.study import CPU, Cell, Outcome, Study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -122,8 +122,7 @@ def _timed_here(
 
 def job_of(study: Study, one: Candidate) -> Job:
     """What the process that times a cell opens."""
-    device = {"device": one.cell.device} if one.cell.device else {}
-    return Job(str(one.bundle), study.threads, batch=one.cell.batch, **device)
+    return Job(str(one.bundle), study.threads, device=one.cell.device or CPU, batch=one.cell.batch)
 
 
 def _exported_and_scored(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _CHOICE = ("runtimes", "precisions", "sizes", "networks", "batches", "devices", "on", "timeout")
 _WHERE_SAID = ("reference_device", "both_alignments")  # count where they are not the default
 REFERENCE_RUNTIME, REFERENCE_PRECISION = "torch", "fp32"
+CPU = "cpu"  # the device of a session for which none is named
 HERE = "here"  # this machine, among those of a farm
 
 
@@ -190,7 +191,9 @@ def default_sizes(contract: Contract) -> tuple[tuple[int, int], ...]:
     return (own, small) if allowed else (own,)
 
 
-def cell_key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, Any], engine: str | None = None) -> str:
+def cell_key(
+    study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, Any], engine: str | None = None, weights: str = ""
+) -> str:
     """Hash of everything that decides a row: weights, contract, engine and version, data, protocol, machine.
 
     Args:
@@ -199,10 +202,11 @@ def cell_key(study: Study, cell: Cell, loaded: LoadedModel, machine: dict[str, A
         loaded: its network.
         machine: fingerprint of the machine that measures it.
         engine: version of the engine there; None takes that of this machine.
+        weights: `weights_hash` of the network where it is known; it takes a second per gigabyte.
     """
     facts = {
         "leadline": __version__,
-        "weights": weights_hash(loaded),
+        "weights": weights or weights_hash(loaded),
         "contract": loaded.contract.model_dump(mode="json"),
         "cell": {key: value for key, value in asdict(cell).items() if value and (key, value) != ("batch", 1)},
         "engine": runtime(cell.runtime).availability().version if engine is None else engine,

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from leadline.studies.recommend import Limits
     from leadline.studies.study import Outcome
 
-LIGHT, DARK = (230, 240, 250), (8, 48, 107)  # of least and most time; the text turns white on the dark half
+LIGHT, DARK = (230, 240, 250), (8, 48, 107)  # of least and most time
+MIDDLE = 0.2  # luminance on which white text and dark text have the same contrast
 
 
 def matrix_section(outcome: Outcome, limits: Limits) -> str:
@@ -97,9 +98,15 @@ def _heat_cell(row: Measurement | None, bounds: tuple[float, float]) -> str:
     value = row.latency.per_picture
     share = 0.0 if high <= low else math.log(value / low) / math.log(high / low)
     color = tuple(round(a + share * (b - a)) for a, b in zip(LIGHT, DARK, strict=True))
-    ink = "#ffffff" if share > 0.5 else "#16202b"
+    ink = "#ffffff" if _luminance(color) < MIDDLE else "#16202b"
     run = f"<small>run {milliseconds(row.latency.p50)}</small>" if row.batch > 1 else ""
     return f'<td style="background:{_rgb(color)};color:{ink}">{milliseconds(value)}{run}</td>'
+
+
+def _luminance(color: Sequence[int]) -> float:
+    """Relative luminance of an sRGB colour, 0 to 1 (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in color)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _rgb(color: Sequence[int]) -> str:
