@@ -157,6 +157,20 @@ def test_the_page_colours_as_we_do(name: str, in_node: dict[str, dict[str, Any]]
     np.testing.assert_allclose((answer["lo"], answer["hi"]), display_range(depth), rtol=1e-5)
 
 
+def test_nan_is_told_and_not_shown() -> None:
+    if shutil.which("node") is None:
+        pytest.skip("no Node.js on this machine")
+    contract = Contract(name="x", input=InputSpec(height=2, width=2), output=OutputSpec(kind=Kind.METRIC_DEPTH))
+    script = (
+        "const { restore } = await import(`${process.argv[1]}/contract.js`);"
+        "const map = { data: new Float32Array([1, NaN, 2, 3]), dims: [1, 1, 2, 2] };"
+        "try { restore(JSON.parse(process.argv[2]), map, 4, 4); } catch (error) { console.log(error.message); }"
+    )
+    command = ["node", "--input-type=module", "-e", script, str(web.PAGE), contract.model_dump_json()]
+    told = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
+    assert told.strip() == "The network returned NaN or infinity."
+
+
 # ---- The bundle.
 
 
@@ -421,7 +435,8 @@ def test_bad_files_get_words_and_the_page_lives(page: Page, indoor: Bundle, room
     bad = {
         "notes.txt": (b"Dear diary\n", "no picture or video"),
         "empty.png": (b"", "is empty"),
-        "torn.png": (room.read_bytes()[:40], "no picture or video"),
+        "torn.png": (room.read_bytes()[: room.stat().st_size // 2], "it is damaged"),
+        "head.png": (room.read_bytes()[:20], "no picture or video"),
         "huge.png": (_huge_png(), "is too large: 20000 x 20000"),
         "broken.mp4": (b"\0\0\0\x18ftypmp42" + bytes(50), "no picture or video"),
     }
@@ -575,6 +590,17 @@ def test_a_page_without_isolation_says_one_thread(browser: Browser, indoor: Bund
         assert page.text("#note").startswith("One thread only")
         assert page.run("document.querySelector('#threads').disabled") is True
         assert page.text("#runs-on") == "WebAssembly, 1 thread"
+
+
+def test_an_incomplete_copy_of_the_folder_says_what_is_missing(browser: Browser, indoor: Bundle) -> None:
+    class Handler(_Quiet):
+        def translate_path(self, path: str) -> str:
+            return super().translate_path(path.replace("model.onnx", "gone"))
+
+    with _serving(partial(Handler, directory=str(indoor.folder))) as plain:
+        page = browser.page(plain)
+        page.wait("document.querySelector('#message').innerText.includes('no model.onnx (status 404)')")
+        assert page.run("document.querySelector('#message').getAttribute('role')") == "alert"
 
 
 @pytest.mark.parametrize(
