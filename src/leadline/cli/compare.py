@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 HELP = """Compare two studies row by row: two machines, or two versions.
 
-Accuracy is compared picture by picture, with the bootstrap interval of the difference;
-times with the spread that the rows know. Exit status: 0 nothing became worse than the
-thresholds allow, 1 something did (it is named), 2 the two cannot be compared."""
+Accuracy is compared picture by picture, with the bootstrap interval of the
+difference; times with the spread that the rows know. Exit status: 0 nothing
+became worse than the thresholds allow, 1 something did (it is named), 2 they
+cannot be compared."""
 
 EXAMPLES = (
     "leadline compare runs/before runs/after",

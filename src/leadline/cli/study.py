@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from leadline.studies.measurement import Measurement
     from leadline.studies.optimize import Optimized
 
-HELP = """Carry out a study: engines, precisions, sizes and batches of one model, measured.
+HELP = """Carry out a study: engines x precisions x sizes x batches, measured.
 
-Keys of the file: model, data, split, protocol, alignments, limit; runtime (engines in
-order of preference, the first that is here) or runtimes (all of them), each NAME or
-NAME on DEVICE; precisions, sizes, batches, devices; machines (of the device farm);
-threads, runs, calibration, calibration_count, limits (max_drop, max_ms, max_mb),
-timeout, terms. Run the same line again and it goes on; what is measured is kept."""
+Keys of the file: model, data, split, protocol, alignments, limit; runtime
+(engines in order of preference, the first that is here) or runtimes (all of
+them), each NAME or NAME on DEVICE; precisions, sizes, batches, devices;
+machines (of the device farm); threads, runs, calibration, calibration_count,
+limits (max_drop, max_ms, max_mb), timeout, terms. Run the same line again and
+it goes on; what is measured is kept."""
 
 EXAMPLES = (
     "leadline study studies/tensorrt-matrix.yaml --out runs/matrix",
