@@ -191,7 +191,7 @@ def test_missing_directory_and_video_say_so(tmp_path: Path, model: str) -> None:
         "missing.jpg": "no such file",
         "empty": "no pictures in the folder",
         "*.jpg": "nothing matches",
-        "clip.mp4": "it is a video",
+        "clip.mp4": "cannot read the film",
     }.items():
         result = predict(model, tmp_path / source, "--out", tmp_path / "out")
         assert result.exit_code == 2, result.output

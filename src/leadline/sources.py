@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PNG_GREY16 = bytes([16, 0])  # bit depth and colour type, bytes 24 and 25 of the file
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"),
+    *(".ts", ".m2ts", ".wmv", ".flv", ".3gp"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,39 @@ def find_pictures(
             found.setdefault(_real(path), (path, relative))
     paths, relatives = [path for path, _ in found.values()], [relative for _, relative in found.values()]
     return [Item(path, out / name) for path, name in zip(paths, _distinct(relatives), strict=True)]
+
+
+def find_films(sources: Sequence[str], out: Path) -> list[Item] | None:
+    """The films that files and globs name, each once, with names under `out` that never collide.
+
+    Args:
+        sources: files, and patterns that end in a film's ending, as `clips/*.mp4`.
+        out: folder for the results.
+
+    Returns:
+        None where no film is named.
+
+    Raises:
+        DataError: films and pictures together, or a pattern that matches nothing.
+    """
+    films = [source for source in sources if Path(source).suffix.lower() in VIDEO_SUFFIXES and not _URL.match(source)]
+    films = [source for source in films if not Path(source).is_dir()]
+    if not films:
+        return None
+    if other := [source for source in sources if source not in films]:
+        why, mend = f"{films[0]!r} is a film, and this is none", "predict films and pictures one after the other"
+        raise DataError("cannot predict together", where=other[0], why=why, mend=mend)
+    found: dict[Path, Path] = {}
+    for source in films:
+        paths = [Path(source)]
+        if not paths[0].exists() and glob.has_magic(source):
+            paths = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207  may be absolute
+            if not paths:
+                raise DataError("no films match", where=source, why="nothing matches", mend="check the pattern")
+        for path in paths:
+            found.setdefault(_real(path), path)
+    names = _distinct([Path(path.name) for path in found.values()])
+    return [Item(path, out / name) for path, name in zip(found.values(), names, strict=True)]
 
 
 def refuse_overwriting_sources(items: Iterable[Item], outputs: Callable[[Path], Iterable[Path]]) -> None:
@@ -105,10 +141,8 @@ def _matches(source: str, out: Path, recursive: bool, on_notice: Callable[[str],
             raise DataError("no pictures match", where=source, why=why, mend="check the pattern")
         return [(file, Path(file.name)) for file in files]
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        mend = "extract its frames as pictures first"
-        raise DataError(
-            "cannot predict", where=source, why="it is a video, and only pictures are read so far", mend=mend
-        )
+        mend = "give it to leadline predict without pictures beside it"
+        raise DataError("not a picture", where=source, why="it is a film", mend=mend)
     return [(path, Path(path.name))]
 
 

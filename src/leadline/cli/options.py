@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Optional
@@ -26,6 +27,12 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         mend = "write height,width in pixels, as in 224,320 or 224x320"
         raise ConfigError("not a size", where=text, why="two whole numbers are needed", mend=mend)
     return int(parts[0]), int(parts[1])
+
+
+def cores_but_one() -> int:
+    """Threads for an engine that leaves one core to what goes on beside it; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
 
 
 def parse_part(reference: str) -> dict[str, str | None]:

@@ -1,34 +1,31 @@
-"""`leadline predict`: depth of pictures."""
+"""`leadline predict`: depth of pictures and films."""
 
 from __future__ import annotations
 
 import json as json_module
 import math
-import os
-import signal
 import sys
-import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from leadline.cli.options import DEFAULT_MODEL, Json, Model, Out, Size, parse_size
+from leadline.cli.film_options import DisplayEnds, Smooth, View, film_options
+from leadline.cli.interruption import interruptible
+from leadline.cli.options import DEFAULT_MODEL, Json, Model, Out, Size, cores_but_one, parse_size
 from leadline.cli.terminal import counted
 from leadline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Iterable, Sequence
 
     from leadline.batch import GivenCamera, Outcome
     from leadline.predictor import Predictor
     from leadline.sources import Item
 
-HELP = """Predict the depth of pictures: files, folders or globs.
+HELP = """Predict the depth of pictures (files, folders or globs) or of films.
 
 Raw values are kept: the 16-bit PNG and the NPY file hold what the network returned, and a side file (.json) says their
 kind, unit and scale. Colours run from bright (near) to dark (far). A bad picture is reported and the rest go on; the
@@ -36,25 +33,43 @@ exit status is then 1.
 
 Metres from one picture are right only for a known camera: that of --fov or --intrinsics, else the focal length in the
 picture's EXIF data, else the camera of the model's training. Which one was taken is said, and stands in the side file.
+A film becomes a film: its depth beside it (--view), with its times and its sound. The raw values of its frames are
+made steady over time before they are coloured (--no-smooth leaves them as they are); --save raw16,npy keeps them. The
+same command goes on where an earlier one ended.
+
 Ctrl-C finishes what is under way; a second one ends at once."""
 
 EXAMPLES = (
     "leadline predict photo.jpg",
     "leadline predict photos/ --recursive --out depth --save png16,color",
     "leadline predict 'frames/*.png' --save npy,pointcloud --fov 62",
+    "leadline predict film.mp4 --view overlay --flicker",
 )
 
 
 def command(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Pictures, folders or globs in quotes.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Pictures, folders, globs in quotes, or films.")
+    ],
     *,
     model: Model = DEFAULT_MODEL,
     out: Out = Path("depth"),
     save: Annotated[
-        str, typer.Option("--save", metavar="LIST", help="Of png16, npy, color, pointcloud; separated by commas.")
-    ] = "png16,color",
+        Optional[str],  # noqa: UP045  typer reads the annotation at run time
+        typer.Option(
+            "--save",
+            metavar="LIST",
+            help="Of png16, npy, color, pointcloud  [png16,color]; of films: mp4, raw16, npy  [mp4].",
+        ),
+    ] = None,
+    view: View = None,
+    smooth: Smooth = None,
+    flicker: Annotated[
+        bool, typer.Option("--flicker", help="Films: measure how unsteady depth is over time, with and without.")
+    ] = False,
+    range_: DisplayEnds = None,
     fov: Annotated[
-        Optional[float],  # noqa: UP045  typer reads the annotation at run time
+        Optional[float],  # noqa: UP045
         typer.Option("--fov", metavar="DEG", help="Horizontal field of view of the camera, degrees."),
     ] = None,
     intrinsics: Annotated[
@@ -69,12 +84,22 @@ def command(
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Take the folders below as well.")] = False,
     json: Json = False,
 ) -> None:
-    """Predict the depth of pictures."""
+    """Predict the depth of pictures or films."""
     from leadline.output import check_writable, output_lock
     from leadline.saving import output_paths, parse_formats, replaced
-    from leadline.sources import find_pictures, refuse_overwriting_sources
+    from leadline.sources import find_films, find_pictures, refuse_overwriting_sources
 
-    formats, camera, wanted_size = parse_formats(save), _camera(fov, intrinsics), parse_size(size)
+    camera, wanted_size = _camera(fov, intrinsics), parse_size(size)
+    if (films := find_films(sources, out)) is not None:
+        from leadline.cli.predict_films import predict_films
+
+        wanted = film_options(save, view, smooth, range_, camera, flicker)
+        predict_films(films, out, wanted, model, cores_but_one() if threads is None else threads, wanted_size, json)
+        return
+    for given, name in ((view, "--view"), (smooth, "--smooth"), (flicker or None, "--flicker"), (range_, "--range")):
+        if given is not None:
+            raise ConfigError("only films have", where=name, mend="leave it out, or name a film")
+    formats = parse_formats("png16,color" if save is None else save)
     items = find_pictures(
         sources, out, recursive=recursive, on_notice=lambda text: typer.echo(f"notice: {text}", err=True)
     )
@@ -85,7 +110,7 @@ def command(
     with (
         _opened(model, threads, wanted_size, formats) as predictor,
         output_lock(out),
-        _interruptible() as interrupted,
+        interruptible() as interrupted,
     ):
         started = time.perf_counter()
         outcomes = _run(predictor, items, formats, camera, interrupted.is_set)
@@ -99,28 +124,9 @@ def command(
         left = len(items) - len(outcomes)
         stays = f"what was written to {str(out)!r} stays" if done else "nothing was written"
         typer.echo(f"error: interrupted: {done} of {len(items)} pictures finished, {left} left; {stays}", err=True)
-        raise typer.Exit(130)
+        raise typer.Exit(interrupted.status)
     if failed:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that what is under way is finished; the second one interrupts."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread may set handlers
-        return
-
-    def on_first(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, on_first)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _camera(fov: float | None, intrinsics: str | None) -> GivenCamera:
@@ -148,14 +154,10 @@ def _opened(model: str, threads: int | None, size: tuple[int, int] | None, forma
     from leadline.point_cloud import require_points
     from leadline.predictor import load
 
-    predictor = load(model, threads=max(1, _cores() - 1) if threads is None else threads, size=size)
+    predictor = load(model, threads=cores_but_one() if threads is None else threads, size=size)
     if "pointcloud" in formats:
         require_points(predictor.contract.output.kind)
     return predictor
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(

@@ -22,7 +22,7 @@ import numpy as np
 from leadline.errors import DataError, ImageReadError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from numpy.typing import NDArray
 
@@ -63,6 +63,8 @@ class Account:
     resized: int = 0  # frames of another size than the first
     left_out: int = 0  # frames of other proportions than the first
     promise_is_exact: bool = False
+    rate: float | None = None  # frames a second that the file states
+    time_base: Fraction | None = None  # seconds that its time stamps count
 
     def complaints(self) -> list[str]:
         """What is worth saying, in sentences without a full stop."""
@@ -80,19 +82,20 @@ class Account:
         return said
 
 
-def read_film(path: Path, height: int, account: Account) -> Iterator[FilmFrame]:
+def read_film(path: Path, height: int, account: Account, start: int = 0) -> Generator[FilmFrame]:
     """Decode a film from its beginning.
 
     Args:
         path: any file that FFmpeg reads.
         height: rows, before a film is turned upright, that taller ones are shrunk to; the width follows.
         account: filled while the frames go by.
+        start: number of the first frame that is given; those before it are decoded only.
 
     Raises:
         UnavailableError: PyAV is not installed.
         DataError: not a film, no picture track, an unknown codec, or damage before the first frame.
     """
-    av = _pyav()
+    av = pyav()
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -106,10 +109,14 @@ def read_film(path: Path, height: int, account: Account) -> Iterator[FilmFrame]:
             raise DataError("unknown codec", where=path, why="FFmpeg here cannot decode it", mend="convert it to H.264")
         stream.thread_type = "AUTO"
         account.expected, account.promise_is_exact = _promised(container, stream)
-        yield from _frames(av, container, stream, path, height, account)
+        rate = stream.average_rate or stream.guessed_rate
+        account.rate, account.time_base = float(rate) if rate else None, stream.time_base
+        yield from _frames(av, container, stream, path, height, account, start)
 
 
-def _frames(av: Any, container: Any, stream: Any, path: Path, height: int, account: Account) -> Iterator[FilmFrame]:
+def _frames(
+    av: Any, container: Any, stream: Any, path: Path, height: int, account: Account, start: int
+) -> Iterator[FilmFrame]:
     first: tuple[int, int] | None = None  # rows and columns as stored
     size: tuple[int, int] | None = None
     aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -135,6 +142,9 @@ def _frames(av: Any, container: Any, stream: Any, path: Path, height: int, accou
                     continue
                 account.resized += 1
             run, gap = run + gap, False
+            if account.decoded < start:
+                account.decoded += 1
+                continue
             image = frame.to_ndarray(format="rgb24", width=size[1], height=size[0], interpolation="AREA")
             turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counterclockwise
             upright = np.ascontiguousarray(np.rot90(image, turns)) if turns else image
@@ -289,7 +299,12 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _pyav() -> Any:
+def pyav() -> Any:
+    """The module `av`, silent.
+
+    Raises:
+        UnavailableError: it is not installed.
+    """
     try:
         import av
     except ImportError as error:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from leadline.depth import Kind
 from leadline.live.flow import Flow, flows_between
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 CUT = 0.2  # share of points found again below which a new scene begins
@@ -117,6 +119,36 @@ class Smoother:
         self._frames.clear()
         self._waiting = 0
         return ready
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that later results depend on, as arrays that nothing changes any more; `resumed` takes it back."""
+        found: dict[str, NDArray[Any]] = {
+            "count": np.array([len(self._frames), self._waiting, self.cuts]),
+            "spreads": np.array(self._spreads, np.float64),
+        }
+        for number, frame in enumerate(self._frames):
+            found |= {f"{number}.grey": frame.grey, f"{number}.values": frame.values}
+            for name, flow in (("before", frame.to_before), ("after", frame.to_after)):
+                if flow is not None:
+                    found |= {f"{number}.{name}.offset": flow.offset, f"{number}.{name}.trusted": flow.trusted}
+        return found
+
+    @classmethod
+    def resumed(cls, kind: Kind, smoothing: Smoothing, state: Mapping[str, NDArray[Any]]) -> Smoother:
+        """A smoother that goes on, to the bit, where another one's `state` was taken."""
+        count, waiting, cuts = (int(each) for each in state["count"])
+        smoother = cls(kind, smoothing, cuts)
+        smoother._waiting = waiting
+        smoother._spreads.extend(float(each) for each in state["spreads"])
+        for number in range(count):
+            flows = [
+                Flow(state[f"{number}.{name}.offset"], state[f"{number}.{name}.trusted"])
+                if f"{number}.{name}.offset" in state
+                else None
+                for name in ("before", "after")
+            ]
+            smoother._frames.append(_Frame(state[f"{number}.grey"], state[f"{number}.values"], *flows))
+        return smoother
 
     def _finished(self, index: int) -> NDArray[np.float32]:
         frames, options = self._frames, self.smoothing
