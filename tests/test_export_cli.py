@@ -74,7 +74,7 @@ def test_another_size(checkpoint: str, tmp_path: Path) -> None:
     [
         (("-r", "onnxruntim"), "did you mean 'onnxruntime'?"),
         (("-r", "torch", "-p", "int9"), "unknown precision 'int9'"),
-        (("-r", "torch", "-p", "fp16"), "torch has no precision 'fp16'"),
+        (("-r", "torch", "-p", "int8-weights"), "torch has no precision 'int8-weights'"),
         (("-r", "torch", "--size", "33,64"), "multiples of 32"),
         (("-r", "torch", "--size", "large"), "write height,width"),
         (("-r", "torch", "-c", "somewhere"), "nothing to calibrate"),

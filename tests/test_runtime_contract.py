@@ -35,13 +35,20 @@ PRECISIONS = {
 }
 # A CNN has no matrix products that could be quantised while running.
 CASES = [(engine, p) for engine, precisions in PRECISIONS.items() for p in sorted(precisions) if p != "int8-dynamic"]
+SLOW = {"torch-compile"}  # compiles each network in C++, which takes minutes
 # mean |difference| over the output's standard deviation: rounding of the precision through 40 layers
-LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 0.15, "int8-weights": 0.1, "int8-static": 0.35}
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 0.15, "int8-weights": 0.1, "int8-static": 0.35, "palettised": 0.15}
 RAN = {"fp32": ("fp32",), "fp16": ("fp16", "fp32 (fp16 weights)"), "bf16": ("bf16", "fp32")}
-RAN |= {"int8-weights": ("fp32 (int8 weights)",), "int8-static": ("int8 (",)}
+RAN |= {"int8-weights": ("fp32 (int8 weights)", "fp16 (int8 weights)"), "int8-static": ("int8 (",)}
+RAN |= {"palettised": ("fp16 (6-bit weights)",)}
 
 
-@pytest.fixture(params=list(RUNTIMES))
+def marked(*values: str) -> object:
+    """A case of an engine, which is slow where the engine is."""
+    return pytest.param(*values, marks=[pytest.mark.slow] if values[0] in SLOW else [])
+
+
+@pytest.fixture(params=[marked(name) for name in RUNTIMES])
 def engine(request: pytest.FixtureRequest) -> str:
     """An engine that exports and runs on this machine."""
     name: str = request.param
@@ -61,10 +68,11 @@ def test_precisions_are_those_promised(engine: str) -> None:
     assert {str(p) for p in runtime(engine).precisions} == PRECISIONS[engine]
 
 
-@pytest.mark.parametrize(("engine", "precision"), CASES)
+@pytest.mark.parametrize(("engine", "precision"), [marked(*case) for case in CASES])
 def test_exports_loads_runs_and_agrees(engine: str, precision: str) -> None:
-    if reason := required(engine).availability().export_only:
-        pytest.skip(f"{engine}: {reason}")
+    state = runtime(engine).availability()
+    if not state.available or state.export_only:
+        pytest.skip(f"{engine}: {state.reason or state.export_only}")
     bundle = load_bundle(exported("cnn", engine, precision).folder)
     assert (bundle.runtime, bundle.precision, bundle.size, bundle.dynamic) == (engine, precision, (64, 96), False)
     assert not bundle.contract.input.dynamic

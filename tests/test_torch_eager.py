@@ -21,7 +21,7 @@ from tiny_models import VIT_SIZE, cnn, expected, exported, picture, vit
 def quantised_layers(session: Any) -> list[Any]:
     return [
         layer
-        for layer in session._model.modules()
+        for layer in session.model.modules()
         if type(layer).__name__ == "Linear" and "quantized" in str(type(layer))
     ]
 
@@ -53,7 +53,7 @@ def test_the_scale_rule_survives_the_bundle(tmp_path: Path) -> None:
 def test_bf16_computes_layers_in_bf16_and_stores_half() -> None:
     session = runtime("torch").open(exported("vit", "torch", "bf16"), SessionOptions())
     kinds: set[torch.dtype] = set()
-    for layer in session._model.modules():  # type: ignore[attr-defined]
+    for layer in session.model.modules():  # type: ignore[attr-defined]
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.register_forward_hook(lambda *call: kinds.add(call[2].dtype))
     values = picture(3, VIT_SIZE)
@@ -88,5 +88,25 @@ def test_weights_that_do_not_fit_their_configuration(tmp_path: Path) -> None:
 
 
 def test_a_precision_without_kernels_is_refused() -> None:
-    with pytest.raises(ConfigError, match="torch has no precision 'fp16'"):
-        open_model(cnn().model, cnn().contract, precision=Precision.FP16)
+    with pytest.raises(ConfigError, match="torch has no precision 'int8-static'"):
+        open_model(cnn().model, cnn().contract, precision=Precision.INT8_STATIC)
+
+
+def test_fp16_on_a_cpu_rounds_the_weights_and_widens_them() -> None:
+    """What the file holds is what a GPU would compute with; a CPU takes the same weights in FP32."""
+    bundle = exported("cnn", "torch", "fp16")
+    session = runtime("torch").open(bundle, SessionOptions())
+    assert session.precision_ran == "fp32 (fp16 weights)"
+    sizes = [made.file("weights.safetensors").stat().st_size for made in (bundle, exported("cnn", "torch", "fp32"))]
+    assert sizes[0] < 0.7 * sizes[1]  # names take the rest
+    layers = [layer for layer in session.model.modules() if isinstance(layer, nn.Conv2d)]  # type: ignore[attr-defined]
+    theirs = [layer for layer in cnn().model.modules() if isinstance(layer, nn.Conv2d)]
+    for mine, other in zip(layers, theirs, strict=True):
+        assert torch.equal(mine.weight, other.weight.half().float())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_cuda_without_cuda_is_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"torch cannot use the device '{device}'"):
+        open_model(cnn().model, cnn().contract, SessionOptions(device=device))

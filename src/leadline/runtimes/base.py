@@ -52,6 +52,7 @@ __all__ = [
 
 RUNTIMES = {
     "torch": "leadline.runtimes.torch_eager",
+    "torch-compile": "leadline.runtimes.torch_compile",
     "onnxruntime": "leadline.runtimes.onnx_runtime",
     "openvino": "leadline.runtimes.open_vino",
     "coreml": "leadline.runtimes.core_ml",

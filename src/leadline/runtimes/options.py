@@ -88,7 +88,6 @@ LACKS = {
     ("onnxruntime", Precision.BF16): "its convolutions and matrix products for the CPU take FP32 and INT8 only",
     ("torch", Precision.INT8_STATIC): "PyTorch's own static INT8 is not the arithmetic of any device here",
     ("torch", Precision.INT8_WEIGHTS): "eager PyTorch would widen the weights again when it opens them",
-    ("torch", Precision.FP16): "eager PyTorch has no FP16 convolutions for most CPUs",
 }
 
 

@@ -1,4 +1,4 @@
-"""PyTorch, eager: the reference that every export is compared with, in FP32, BF16 and dynamic INT8."""
+"""PyTorch, eager: the reference that every export is compared with, in FP32, FP16, BF16 and dynamic INT8."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
     from torch import nn
 
@@ -38,10 +39,15 @@ if TYPE_CHECKING:
 
 
 class TorchRuntime:
-    """Plain PyTorch on the CPU; a bundle is weights.safetensors and config.json, so it loads without a pickle."""
+    """Plain PyTorch on a CPU, `cuda` or `mps`; a bundle is safetensors and JSON, so it loads without a pickle."""
 
     name: ClassVar[str] = "torch"
-    precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.BF16, Precision.INT8_DYNAMIC)
+    precisions: ClassVar[tuple[Precision, ...]] = (
+        Precision.FP32,
+        Precision.FP16,
+        Precision.BF16,
+        Precision.INT8_DYNAMIC,
+    )
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "leadline"
 
@@ -66,7 +72,8 @@ class TorchRuntime:
             mend = "export it to onnxruntime or openvino, or use the model reference itself"
             raise ConfigError("cannot write a torch bundle of", where=source.name, why=why, mend=mend)
         contract = bundle_contract(source.contract, options.size, options.dynamic)
-        kind = torch.bfloat16 if options.precision is Precision.BF16 else torch.float32
+        kinds = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+        kind = kinds.get(options.precision, torch.float32)
         weights = {
             key: (value.to(kind) if value.is_floating_point() else value).contiguous().clone()
             for key, value in source.model.state_dict().items()
@@ -119,7 +126,8 @@ def open_model(
         model: N x 3 x H x W float32 to N x 1 x H x W.
         contract: what it expects and returns.
         options: threads and device.
-        precision: fp32; bf16 converts weights and activations; int8-dynamic quantises the Linear layers.
+        precision: fp32; bf16 converts weights and activations; fp16 does where the device is no CPU, which keeps its
+            arithmetic in FP32; int8-dynamic quantises the Linear layers.
         per_channel: one weight scale per output channel (PyTorch's own default is one per tensor).
 
     Raises:
@@ -135,17 +143,24 @@ def open_model(
         told = str(error).splitlines()[0]
         why = "this PyTorch is built without it" if "not compiled with" in told else told
         raise ConfigError("torch cannot use the device", where=options.device, why=why, mend="use cpu") from error
-    if precision is Precision.BF16:
-        network = _with_bf16_weights(model).to(device)
-        notes = ["convolutions and matrix products in BF16, normalisations in FP32"]
-        return _TorchSession(network, contract, options.threads, "bf16", notes)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # PyTorch lets convolutions round to 10 bits unless told otherwise
+    if precision is Precision.BF16 or (precision is Precision.FP16 and device.type != "cpu"):
+        kind = torch.bfloat16 if precision is Precision.BF16 else torch.float16
+        network = _with_narrow_weights(model, kind).to(device)
+        notes = [f"convolutions and matrix products in {precision.upper()}, normalisations in FP32"]
+        return _TorchSession(network, contract, options.threads, precision.value, notes)
     if precision is Precision.INT8_DYNAMIC:
         network, count = _dynamic_int8(model, per_channel)
         scales = "per channel" if per_channel else "per tensor"
         notes = [f"{count} Linear layers in dynamic INT8 ({scales}), quantised when opened; the rest in FP32"]
         return _TorchSession(network, contract, options.threads, "int8 (Linear), fp32", notes)
+    if precision is Precision.FP16:
+        network = _with_narrow_weights(model, torch.float16).float()  # what the file holds, widened
+        notes = ["weights rounded to FP16; a CPU computes in FP32, a GPU would in FP16"]
+        return _TorchSession(network, contract, options.threads, "fp32 (fp16 weights)", notes)
     if precision is not Precision.FP32:
-        raise ConfigError("torch has no precision", where=str(precision), mend="known: fp32, bf16, int8-dynamic")
+        raise ConfigError("torch has no precision", where=str(precision), mend="known: fp32, fp16, bf16, int8-dynamic")
     network = model.eval() if device.type == "cpu" else copy.deepcopy(model).eval().to(device)
     return _TorchSession(network, contract, options.threads, "fp32", [])
 
@@ -155,10 +170,11 @@ class _TorchSession(Session):
         import torch
 
         super().__init__("torch", contract, notes)
-        self._model = model
+        self.model = model
         self._threads = threads or torch.get_num_threads()
         self._precision = precision
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._parts: dict[str, float] | None = None
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     @property
     def precision_ran(self) -> str:
@@ -169,35 +185,57 @@ class _TorchSession(Session):
 
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")
+        narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._precision)
+        autocast = torch.autocast(self.device.type, narrow or torch.bfloat16, enabled=narrow is not None)
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
         with torch.inference_mode(), autocast:
-            tensor = torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
-            output: NDArray[np.float32] = self._model(tensor).float().cpu().numpy()
+            if self.device.type == "cuda":
+                return self._infer_timed(tensor)
+            output: NDArray[np.float32] = self.model(tensor.to(self.device)).float().cpu().numpy()
         return output
+
+    def _infer_timed(self, tensor: torch.Tensor) -> NDArray[np.float32]:
+        """Copy, compute and copy back on the GPU's stream, with marks between them."""
+        import torch
+
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+        marks[0].record()
+        moved = tensor.pin_memory().to(self.device, non_blocking=True)
+        marks[1].record()
+        result = self.model(moved).float()
+        marks[2].record()
+        output: NDArray[np.float32] = result.cpu().numpy()
+        marks[3].record()
+        torch.cuda.synchronize(self.device)
+        names = ("to_device", "compute", "from_device")
+        self._parts = {name: float(marks[i].elapsed_time(marks[i + 1])) for i, name in enumerate(names)}
+        return output
+
+    def last_parts(self) -> dict[str, float] | None:
+        return self._parts
 
     def profile(self, values: NDArray[np.float32], runs: int) -> list[LayerTime]:
         import torch
 
         from leadline.runtimes.torch_layers import layer_times
 
-        wait = torch.cuda.synchronize if self._device.type == "cuda" else lambda: None
-        return layer_times(self._model, lambda: self._infer(values), runs, wait)
+        wait = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+        return layer_times(self.model, lambda: self._infer(values), runs, wait)
 
     def device_mib(self) -> float | None:
         import torch
 
-        return torch.cuda.max_memory_allocated(self._device) / 2**20 if self._device.type == "cuda" else None
+        return torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
 
 
-def _with_bf16_weights(model: nn.Module) -> nn.Module:
-    """A copy whose convolutions and linear layers hold BF16; autocast brings their inputs to it."""
-    import torch
+def _with_narrow_weights(model: nn.Module, kind: torch.dtype) -> nn.Module:
+    """A copy whose convolutions and linear layers hold BF16 or FP16; autocast brings their inputs to it."""
     from torch import nn
 
     network = copy.deepcopy(model).eval()
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            layer.to(torch.bfloat16)
+            layer.to(kind)
     return network
 
 

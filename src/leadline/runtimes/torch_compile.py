@@ -1,0 +1,114 @@
+"""PyTorch, compiled: the eager runtime's bundles through torch.compile, with kernels for this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from leadline.errors import ConfigError, UnavailableError
+from leadline.runtimes.base import Availability, Precision, Session, SessionOptions
+from leadline.runtimes.quiet import quiet_engine
+from leadline.runtimes.torch_eager import TorchRuntime
+
+if TYPE_CHECKING:
+    from leadline.bundle import Bundle
+
+
+class TorchCompile(TorchRuntime):
+    """torch.compile with Inductor: C++ kernels on a CPU, Triton kernels and CUDA graphs on an NVIDIA GPU."""
+
+    name: ClassVar[str] = "torch-compile"
+    precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.BF16)
+    dynamic: ClassVar[bool] = False  # kernels are made for one size
+
+    def availability(self) -> Availability:
+        """Whether PyTorch and a C++ compiler are here."""
+        state = super().availability()
+        if state.available and compiler() is None:
+            reason = "torch.compile needs a C++ compiler, and there is none"
+            return Availability(False, state.version, reason, "apt install g++, or name one in the variable CXX")
+        return state
+
+    def open(self, bundle: Bundle, options: SessionOptions) -> Session:
+        """Build the network, compile it and run it once; the notes say how long that took.
+
+        Raises:
+            UnavailableError: there is no compiler, or it fails.
+            ConfigError: no such device, or one that Inductor has no kernels for.
+        """
+        state = self.availability()
+        if not state.available:
+            why, mend = state.reason, f"run {state.install}"
+            raise UnavailableError("runtime torch-compile is not available", why=why, mend=mend)
+        if options.device.partition(":")[0] not in ("cpu", "cuda"):
+            why = "it has kernels for cpu and cuda"
+            raise ConfigError("torch-compile cannot use the device", where=options.device, why=why, mend="use cpu")
+        session = super().open(bundle, options)
+        session.engine = self.name
+        started = time.perf_counter()
+        compile_session(session, bundle.size, name=str(bundle.folder))
+        took = time.perf_counter() - started
+        session.notes.append(f"compiled for {bundle.size[0]}x{bundle.size[1]} in {took:.1f} s; kernels are kept")
+        return session
+
+
+RUNTIME = TorchCompile()
+
+
+def compiler() -> str | None:
+    """The C++ compiler that Inductor would call."""
+    wanted = os.environ.get("CXX") or ("cl" if sys.platform == "win32" else "g++")
+    return shutil.which(wanted) or (shutil.which("clang++") if "CXX" not in os.environ else None)
+
+
+def compile_session(session: Any, size: tuple[int, int], *, name: str) -> None:
+    """Put the compiled network into an eager session, and compile it by running it once.
+
+    Args:
+        session: of `leadline.runtimes.torch_eager`.
+        size: (height, width) of its input.
+        name: of the network, for messages.
+
+    Raises:
+        UnavailableError: the compiler or PyTorch's own tracing fails.
+    """
+    import torch
+
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leadline" / "torch-compile"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    # Starting compile processes takes longer than what they save on a machine of few cores.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # On a GPU the kernels are recorded once as a CUDA graph; on a CPU that mode means nothing.
+    mode = "reduce-overhead" if session.device.type == "cuda" else "default"
+    session.model = torch.compile(session.model, dynamic=False, mode=mode)
+    values = np.zeros((1, 3, *size), np.float32)
+    try:
+        with quiet_engine():
+            session.run(values)
+    except FAULTS as error:
+        # A compiler that was killed leaves half a library, which every later run would stumble on.
+        if not any(word in str(error) for word in TORN) or os.environ["TORCHINDUCTOR_CACHE_DIR"] != str(kept):
+            raise _failed(error, name) from error
+        shutil.rmtree(kept, ignore_errors=True)
+        torch.compiler.reset()
+        try:
+            with quiet_engine():
+                session.run(values)
+        except FAULTS as again:
+            raise _failed(again, name) from again
+
+
+FAULTS = (RuntimeError, NotImplementedError, OSError, ImportError)
+TORN = ("file too short", "invalid ELF header")
+
+
+def _failed(error: BaseException, name: str) -> UnavailableError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    why = lines[0] if lines else type(error).__name__
+    return UnavailableError("torch.compile failed on", where=name, why=why, mend="use runtime torch")
