@@ -36,6 +36,7 @@ VERBS = {
     "study": "Carry out a study in a YAML file: engines x precisions x sizes x batches, here or on a farm.",
     "compare": "Two machines or two versions, paired; names what became worse.",
     "sensitivity": "What pruning or rounding each layer alone costs in accuracy.",
+    "serve": "Depth over HTTP and WebSocket, and a page to look at it.",
     "models": "The models that come with Leadline, and the architectures it can build.",
     "data": "Check data sets; render scenes.",
     "convert": "Turn an official .pth file into a safe checkpoint.",

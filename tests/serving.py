@@ -1,0 +1,77 @@
+"""A server in a thread of this process, on a free port, with the tiny network."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+from PIL import Image
+
+from leadline.live.server.app import create_app
+from leadline.live.server.batching import Batching
+from leadline.live.server.guard import Access
+from leadline.live.server.limits import Limits
+from leadline.live.server.models import Models
+from leadline.live.server.opening import wanted_models
+from leadline.live.server.running import Server, address_of, listen, server_for
+from tiny_models import exported
+
+
+def bundle(folder: Path, name: str = "cnn", engine: str = "onnxruntime", dynamic: bool = True) -> Path:
+    """A copy of the tiny network's bundle, which the test may change."""
+    target = folder / "bundle"
+    shutil.copytree(exported(name, engine, "fp32", dynamic=dynamic).folder, target)
+    return target
+
+
+def jpeg(height: int = 48, width: int = 64, seed: int = 0, form: str = "JPEG", **options: object) -> bytes:
+    """A picture file with smooth content."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [127 + 120 * np.sin((x + 3 * seed) / (5 + band)) * np.cos(y / (6 + band)) for band in range(3)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack(planes, axis=2).astype(np.uint8)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def opened(refs: list[str], batching: Batching | None = None, said: list[str] | None = None) -> Models:
+    """Models that are open."""
+    models = Models(batching or Batching(), (said if said is not None else []).append)
+    models.open(wanted_models(refs, ["torch"], 1))
+    return models
+
+
+class Running:
+    """A server that answers."""
+
+    def __init__(self, app: FastAPI, server: Server, address: str) -> None:
+        self.app, self.server, self.address = app, server, address
+        self.host, self.port = httpx.URL(address).host, int(httpx.URL(address).port or 0)
+        self.client = httpx.Client(base_url=address, timeout=30)
+
+
+@contextmanager
+def running(models: Models, limits: Limits | None = None, access: Access | None = None) -> Iterator[Running]:
+    """A server, until the block ends."""
+    limits, ready = limits or Limits(), threading.Event()
+    app = create_app(models, limits, access, reload_s=0.1)
+    server = server_for(app, limits, ready.set)
+    listening = listen("127.0.0.1", 0)
+    address = address_of(listening)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    assert ready.wait(20)
+    here = Running(app, server, address)
+    try:
+        yield here
+    finally:
+        here.client.close()
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
