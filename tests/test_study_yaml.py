@@ -334,25 +334,25 @@ class TestFaults:
 def test_killed_in_the_middle_it_goes_on_and_keeps_what_was_finished(tmp_path: Path) -> None:
     path = written(
         tmp_path,
-        f"model: random:fastdepth-pruned\ndata: {DATA}\nruntimes: [torch, onnxruntime]\nprecisions: fp32\nruns: 6\n"
-        "batches: [1, 2]\n",
+        f"model: random:fastdepth-pruned\ndata: {DATA}\nruntimes: onnxruntime\nprecisions: fp32\nruns: 6\n"
+        "sizes: 64x64\nbatches: [1, 2]\n",
     )
     out = tmp_path / "out"
     command = [sys.executable, "-m", "leadline", "study", str(path), "--out", str(out), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while _count(out) < 2 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 600
+    while _count(out) < 1 and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = _count(out)
-    assert kept >= 2
+    assert kept >= 1
     copy = shutil.copytree(out, tmp_path / "copy")
     with Store(copy / "study.sqlite") as store:
         before = store.all()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert _count(out) == 4
+    assert _count(out) == 3
     with Store(out / "study.sqlite") as store:
         assert store.all()[: len(before)] == before
 
