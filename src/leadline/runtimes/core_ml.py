@@ -291,7 +291,7 @@ class _CoreMLSession(Session):
         if options.device.lower() not in UNITS:
             why = "it has sets of compute units"
             raise ConfigError("coreml cannot use the device", where=options.device, why=why, mend=", ".join(UNITS))
-        if sys.platform != "darwin":
+        if RUNTIME.availability().export_only:
             why, mend = f"this is {sys.platform}", "run the bundle on a Mac, or export to another runtime"
             raise UnavailableError("CoreML runs on macOS only", where=bundle.folder, why=why, mend=mend)
         self._path = bundle.file(MODEL).parents[2]

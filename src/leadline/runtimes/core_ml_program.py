@@ -226,7 +226,7 @@ def _affine_weight(inputs: Inputs) -> Tensor:
         scale = scale.reshape(shape)
     if zero.ndim:
         zero = zero.reshape(shape)
-    return (weight - zero) * scale
+    return (weight - zero) * scale  # type: ignore[no-any-return]
 
 
 def _palette_weight(inputs: Inputs) -> Tensor:

@@ -67,7 +67,7 @@ def activation_passes(program: Any, options: ExportOptions, *, name: str) -> tup
             "activation_stats": {key: {"rmin": low, "rmax": high} for key, (low, high) in limits.items()},
         },
     )
-    details = {
+    details: dict[str, Any] = {
         "quantised_layers": len(weighted),
         "symmetric": options.symmetric,
         "calibration": options.method,

@@ -28,7 +28,7 @@ from leadline.runtimes.base import (
 from leadline.runtimes.nncf_quantize import INSTALL, refuse_telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import onnx
     from numpy.typing import NDArray
@@ -200,7 +200,9 @@ class _OpenVinoSession(Session):
         path = bundle.file(ONNX_FILE if ONNX_FILE in bundle.files else FILE)
         if path.name == FILE:
             bundle.file("model.bin")
-        self._compile = lambda more: core.compile_model(core.read_model(path), device, {**settings, **more})
+        self._compile: Callable[[dict[str, Any]], Any] = lambda more: core.compile_model(
+            core.read_model(path), device, {**settings, **more}
+        )
         try:
             self._compiled = self._compile({})
         except RuntimeError as error:

@@ -175,7 +175,7 @@ def layer_times(trt: Any, context: Any, run: Callable[[], Any], runs: int) -> li
     """
     times: dict[str, list[float]] = {}
 
-    class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
 

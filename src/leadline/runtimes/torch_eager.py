@@ -8,7 +8,7 @@ import importlib.util
 import json
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -198,7 +198,7 @@ class _TorchSession(Session):
         """Copy, compute and copy back on the GPU's stream, with marks between them."""
         import torch
 
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+        marks: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(4)]  # type: ignore[no-untyped-call]
         marks[0].record()
         moved = tensor.pin_memory().to(self.device, non_blocking=True)
         marks[1].record()
