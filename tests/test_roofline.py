@@ -21,12 +21,12 @@ from leadline.evaluation.roofline import (
     Peak,
     Roofline,
     arithmetic,
-    cache_folder,
     count_activations,
     floor_of,
     roofline_of,
     share_of_floor,
 )
+from leadline.output import cache_folder
 from tiny_models import exported
 
 

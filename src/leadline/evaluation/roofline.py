@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline.errors import LeadlineError, OutputError
-from leadline.output import write_atomic
+from leadline.output import cache_folder, write_atomic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -194,17 +192,6 @@ def roofline_of(machine: Machine, threads: int = 1, *, fresh: bool = False, cach
     with contextlib.suppress(OutputError):  # a home that cannot be written costs a measurement each time, no more
         write_atomic(path, json.dumps(found.as_dict(), indent=2).encode() + b"\n")
     return found
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again; LEADLINE_CACHE names another place."""
-    if "LEADLINE_CACHE" in os.environ:
-        return Path(os.environ["LEADLINE_CACHE"])
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "leadline" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "leadline"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leadline"
 
 
 def parsed(values: dict[str, Any]) -> Roofline:

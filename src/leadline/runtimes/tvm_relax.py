@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from leadline.errors import BundleError, ConfigError, UnavailableError
+from leadline.output import cache_folder
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -31,7 +32,6 @@ from leadline.runtimes.base import (
     refuse_precision,
 )
 from leadline.runtimes.quiet import quiet_engine
-from leadline.runtimes.web_npm import cache_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from leadline.errors import UnavailableError
+from leadline.output import cache_folder
 from leadline.runtimes.tvm_relax import LINKERS, RECORDS, WORKLOADS, host_target, imported
-from leadline.runtimes.web_npm import cache_folder
 
 TRIALS = 1_000_000  # more than any time allows
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline.errors import BundleError, LeadlineError
-from leadline.evaluation.roofline import cache_folder
-from leadline.output import sha256_file
+from leadline.output import cache_folder, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from leadline.errors import ConfigError, UnavailableError
 from leadline.manifest import manifest_kind
 from leadline.reference import check_reference, load_exportable, open_session, zoo
 from leadline.runtimes.base import ExportOptions, SessionOptions, required, runtime
-from leadline.runtimes.web_npm import cache_folder
+from leadline.output import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
