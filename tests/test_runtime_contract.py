@@ -16,7 +16,7 @@ from PIL import Image
 from leadline.bundle import EXAMPLE, load_bundle
 from leadline.errors import BundleError, ConfigError, ContractError, LeadlineError, UnavailableError
 from leadline.predictor import Predictor
-from leadline.runtimes.base import RUNTIMES, ExportOptions, Precision, SessionOptions, required, runtime
+from leadline.runtimes.base import RUNTIMES, ExportOptions, Precision, SessionOptions, required, runtime, usual_runtimes
 from leadline.runtimes.export import export_bundle
 from tiny_models import cnn, expected, exported, picture, pictures
 
@@ -262,3 +262,13 @@ def test_the_example_keeps_the_contract(spec: dict[str, object], corners: bool, 
         subprocess.run(command, check=True, timeout=120)
         ours = Predictor(runtime("onnxruntime").open(bundle, SessionOptions())).predict(pixels).values
         np.testing.assert_allclose(np.load(tmp_path / "d.npy"), ours, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_tried_unasked_runs_here_and_the_rest_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, said = usual_runtimes()
+    assert taken[0] == "torch"
+    assert not set(taken) & {"tvm", "torch-compile", "web"}
+    for name in RUNTIMES:
+        assert (name in taken) != (name in said)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    assert usual_runtimes()[0] == []

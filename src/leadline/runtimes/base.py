@@ -48,6 +48,7 @@ __all__ = [
     "refuse_precision",
     "required",
     "runtime",
+    "usual_runtimes",
 ]
 
 RUNTIMES = {
@@ -205,6 +206,7 @@ class Runtime(Protocol):
     precisions: ClassVar[tuple[Precision, ...]]
     dynamic: ClassVar[bool]  # whether a bundle may leave height and width open
     packages: ClassVar[str]  # what pip installs to run a bundle
+    by_name_only: ClassVar[str]  # why nobody wants it tried without having asked for it; empty for most
 
     def availability(self) -> Availability:
         """Whether the engine runs here, found without importing it where possible."""
@@ -326,6 +328,23 @@ def runtime(name: str) -> Runtime:
     if name not in RUNTIMES:
         raise ConfigError("unknown runtime", where=name, mend=closest(name, RUNTIMES))
     return cast("Runtime", importlib.import_module(RUNTIMES[name]).RUNTIME)
+
+
+def usual_runtimes() -> tuple[list[str], str]:
+    """The engines that are tried where none is named, and what is left out and why, in words (empty: nothing is)."""
+    taken, missing, waiting = [], [], []
+    for name in RUNTIMES:
+        adapter = runtime(name)
+        state = adapter.availability()
+        if adapter.by_name_only or state.export_only:
+            waiting.append(f"{name} ({adapter.by_name_only or state.export_only})")
+        elif not state.available:
+            missing.append(name)
+        else:
+            taken.append(name)
+    said = [f"not installed: {', '.join(missing)} (`leadline doctor` says how)"] if missing else []
+    said += [f"by name only: {', '.join(waiting)}"] if waiting else []
+    return taken, f"Engines that were not tried: {'; '.join(said)}." if said else ""
 
 
 def required(name: str) -> Runtime:

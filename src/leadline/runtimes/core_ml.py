@@ -56,6 +56,7 @@ class CoreML:
     )
     dynamic: ClassVar[bool] = False  # an open size keeps a program off the Neural Engine
     packages: ClassVar[str] = "coremltools"
+    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether coremltools is installed; away from macOS it exports only."""

@@ -44,6 +44,7 @@ class ExecuTorch:
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.INT8_DYNAMIC, Precision.INT8_STATIC)
     dynamic: ClassVar[bool] = False
     packages: ClassVar[str] = "executorch torch"
+    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether executorch, which exports and runs, is installed."""

@@ -57,6 +57,7 @@ class LiteRt:
     )
     dynamic: ClassVar[bool] = False
     packages: ClassVar[str] = "ai-edge-litert"
+    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether ai-edge-litert, which runs bundles, is installed."""

@@ -46,6 +46,7 @@ class Ncnn:
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16, Precision.INT8_STATIC)
     dynamic: ClassVar[bool] = False
     packages: ClassVar[str] = "ncnn"
+    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether ncnn and, for exporting, pnnx are installed."""

@@ -58,6 +58,7 @@ class OnnxRuntime:
     )
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "onnxruntime"
+    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether onnxruntime (and onnx, for exporting) is installed."""

@@ -59,6 +59,7 @@ class OpenVino:
     )
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "openvino"
+    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether openvino is installed; static INT8 needs nncf too, which the extra brings."""

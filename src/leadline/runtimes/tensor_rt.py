@@ -48,6 +48,7 @@ class TensorRt:
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16, Precision.INT8_STATIC)
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "tensorrt torch"
+    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether TensorRT, a PyTorch with CUDA and NVIDIA's driver are here."""

@@ -26,6 +26,7 @@ class TorchCompile(TorchRuntime):
     name: ClassVar[str] = "torch-compile"
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.BF16)
     dynamic: ClassVar[bool] = False  # kernels are made for one size
+    by_name_only: ClassVar[str] = "it compiles for a minute or more"
 
     def availability(self) -> Availability:
         """Whether PyTorch and a C++ compiler are here."""

@@ -50,6 +50,7 @@ class TorchRuntime:
     )
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "leadline"
+    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Always, unless the installation is broken."""

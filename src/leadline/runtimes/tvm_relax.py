@@ -54,6 +54,7 @@ class Tvm:
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32,)
     dynamic: ClassVar[bool] = False
     packages: ClassVar[str] = "apache-tvm onnx"
+    by_name_only: ClassVar[str] = "it compiles, and untuned it is slow"
     tunes: ClassVar[bool] = True
 
     def availability(self) -> Availability:

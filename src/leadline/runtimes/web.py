@@ -58,6 +58,7 @@ class Web:
     precisions: ClassVar[tuple[Precision, ...]] = onnx_runtime.OnnxRuntime.precisions
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "onnxruntime"
+    by_name_only: ClassVar[str] = "its files run in a browser"
 
     def availability(self) -> Availability:
         """Whether ONNX Runtime is installed, which writes and checks the network; the page's own comes from npm."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from leadline.evaluation.splits import choose_split
 from leadline.output import check_writable, output_lock
+from leadline.runtimes.base import usual_runtimes
 from leadline.studies.engine_choice import first_available
 from leadline.studies.farm import Farm
 from leadline.studies.ground_truth import choose_protocol, choose_scenes
@@ -103,7 +104,8 @@ def carry_out(
             timeout=file.timeout,
         )
         terms = _checked(study, file.terms)
-        said = [scenes, part, notice, terms, choice.sentence if choice else "", _batches(study)]
+        engines = choice.sentence if choice else "" if study.runtimes else usual_runtimes()[1]
+        said = [scenes, part, notice, terms, engines, _batches(study)]
         outcome = replace(run_study(study, out, on_cell, farm), notices=tuple(filter(None, said)))
         machines, lost = {}, {}
         for name in dict.fromkeys(row.on for row in outcome.rows):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from leadline.errors import OutputError
 from leadline.evaluation.splits import choose_split
 from leadline.output import check_writable, output_lock
+from leadline.runtimes.base import usual_runtimes
 from leadline.studies.ground_truth import choose_protocol, choose_scenes
 from leadline.studies.recommend import Limits, Recommendation, recommend
 from leadline.studies.running import run_study
@@ -85,7 +86,7 @@ def optimize(
     chosen, notice = choose_protocol(data, options["split"], protocol)
     check_writable(folder)
     with output_lock(folder):
-        notices = [scenes, part, notice]
+        notices = [scenes, part, notice, "" if options.get("runtimes") else usual_runtimes()[1]]
         if training is not None:
             made = _recipes(model, training, options, folder, on_line or (lambda line: None))
             options["networks"] = tuple(made.networks)

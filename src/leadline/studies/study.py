@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadline import __version__
 from leadline.errors import ConfigError
-from leadline.runtimes.base import RUNTIMES, Precision, runtime
+from leadline.runtimes.base import Precision, runtime, usual_runtimes
 from leadline.studies.measurement import candidate_name, folder_name
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Study:
         split: part of it.
         protocol: by name, variants included.
         limit: at most so many pictures.
-        runtimes: engines; empty takes all.
+        runtimes: engines; empty takes all that run here and are quick to export to.
         precisions: empty takes all that an engine has; one that it lacks becomes a skipped row.
         sizes: (height, width) of the network's input; empty takes the contract's, and a smaller one where it is open.
         threads: of each engine.
@@ -157,7 +157,7 @@ def cells(study: Study, contract: Contract) -> list[Cell]:
         # another size would hide its own loss from the drop
         found.append(Cell(REFERENCE_RUNTIME, REFERENCE_PRECISION, own[0], device=study.reference_device, on=place))
         networks = ("", *(made for made, _ in study.networks))
-        for made, size, entry in product(networks, study.sizes or own, study.runtimes or RUNTIMES):
+        for made, size, entry in product(networks, study.sizes or own, study.runtimes or usual_runtimes()[0]):
             name, device = engine_of(entry)
             # INT8 weights alone bring size and no time: asked for by name only
             usual = [precision for precision in runtime(name).precisions if precision is not Precision.INT8_WEIGHTS]
