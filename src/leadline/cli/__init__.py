@@ -24,7 +24,8 @@ INTERNAL_FAULT, INTERRUPTED, TERMINATED = 70, 130, 143
 # Verb -> one line of help. The module is `leadline.cli.<verb>` with a function `command`, or `app` for several
 # commands below one verb, and EXAMPLES, a tuple of the commands that its help ends in.
 VERBS = {
-    "predict": "Depth of pictures: raw values, colours, point clouds.",
+    "predict": "Depth of pictures and films: raw values, colours, point clouds.",
+    "camera": "Depth of a webcam, a stream or frames on stdin, live.",
     "evaluate": "Accuracy of a model on a data set under a named protocol.",
     "train": "Train a depth network.",
     "pseudo-label": "Label pictures with a teacher, to train on.",

@@ -34,17 +34,26 @@ class Segment:
         codec: of FFmpeg.
         pixels: its pixel format: yuv420p, or gray16le.
         options: of the codec.
+        container: of FFmpeg; `mp4` is written in fragments, so that what is there plays whatever happens.
     """
 
-    def __init__(self, path: Path, codec: str, pixels: str, options: dict[str, str]) -> None:
+    def __init__(
+        self, path: Path, codec: str, pixels: str, options: dict[str, str], container: str = "matroska"
+    ) -> None:
         self._av = pyav()
         self._pixels, self._count = pixels, 0
         self._codec, self._options = codec, options
-        self._container = self._av.open(str(path), "w", format="matroska")
+        flags = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"} if container == "mp4" else {}
+        self._container = self._av.open(str(path), "w", format=container, options=flags)
         self._stream: Any = None
 
-    def add(self, image: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-        """Encode the next frame: H x W x 3 uint8 RGB, or H x W uint16; all of one size."""
+    def add(self, image: NDArray[np.uint8] | NDArray[np.uint16], milliseconds: int | None = None) -> None:
+        """Encode the next frame.
+
+        Args:
+            image: H x W x 3 uint8 RGB, or H x W uint16; all of one size.
+            milliseconds: its time, rising; its number if not given.
+        """
         if self._stream is None:
             self._stream = self._begun(image.shape[0], image.shape[1])
         if self._pixels == "gray16le":
@@ -52,7 +61,7 @@ class Segment:
         else:
             rgb = self._av.VideoFrame.from_ndarray(_even(image), format="rgb24")
             frame = rgb.reformat(format=self._pixels, dst_colorspace="ITU709", dst_color_range=TV_RANGE)
-        frame.pts, frame.time_base = self._count, Fraction(1, 1000)
+        frame.pts, frame.time_base = self._count if milliseconds is None else milliseconds, Fraction(1, 1000)
         self._count += 1
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
@@ -81,8 +90,12 @@ class Segment:
         self._container.close()
 
 
-def film_segment(path: Path) -> Segment:
+def film_segment(path: Path, container: str = "matroska") -> Segment:
     """Frames to look at, H.264 in 4:2:0 where the wheel has it.
+
+    Args:
+        path: the file.
+        container: as of `Segment`.
 
     Raises:
         UnavailableError: no encoder is there.
@@ -90,7 +103,7 @@ def film_segment(path: Path) -> Segment:
     known = pyav().codecs_available
     for codec in CODECS:
         if codec in known:
-            return Segment(path, codec, "yuv420p", QUALITY.get(codec, {"qscale": "3"}))
+            return Segment(path, codec, "yuv420p", QUALITY.get(codec, {"qscale": "3"}), container)
     mend = "pip install --force-reinstall av, or leave mp4 out of --save"
     raise UnavailableError("no encoder for films", why=f"this PyAV has none of {', '.join(CODECS)}", mend=mend)
 
