@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leadline.live.camera import LiveFrame, LiveResult, Screen
-    from leadline.live.screens import Terminal
 
 HELP = """Depth of a live source: the latest picture counts, others are dropped rather than fallen behind.
 
@@ -155,8 +154,9 @@ def _screen(where: str, title: str, stack: ExitStack) -> Screen | None:
 
     if where == "none":
         return None
-    screen: Terminal | Window = Window(title) if where == "window" else Terminal()
-    return stack.enter_context(screen)
+    if where == "window":
+        return stack.enter_context(Window(title))
+    return stack.enter_context(Terminal())
 
 
 def _teller(as_json: bool, quiet: bool) -> Callable[[LiveFrame, LiveResult], None]:

@@ -212,7 +212,7 @@ def _raw(file: Any, size: tuple[int, int], stop: threading.Event) -> Generator[S
     file = getattr(file, "raw", file)  # the buffer's lock, held while waiting, would hold up the program's end
     while not stop.is_set():
         picture = np.empty((height, width, 3), np.uint8)
-        room, filled = memoryview(picture).cast("B"), 0
+        room, filled = memoryview(picture.data).cast("B"), 0
         while filled < len(room) and (count := file.readinto(room[filled:])):
             filled += count
         if filled < len(room):
