@@ -106,7 +106,7 @@ def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         from_numpy=lambda values: FakeTensor(torch.from_numpy(values)),
         empty=lambda shape, **_: FakeTensor(torch.empty(shape)),
     )
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LEADLINE_CACHE", str(tmp_path / "cache"))
 
     def ready(device: str) -> tuple[Any, Any, str]:
         known = {"cpu": 0, "cuda": 0, "cuda:0": 0, "cuda:1": 1}

@@ -80,7 +80,7 @@ class ExecuTorch:
             data = lower()
             details = {"per_channel": options.per_channel, "excluded": list(options.exclude)}
         if options.precision is Precision.INT8_STATIC:
-            details |= {"symmetric": False, "calibration": options.method}
+            details |= {"symmetric": False, "calibration": "minmax, moving average"}
         (out / FILE).write_bytes(data)
         return bundle_of(self, source, options, contract, out, details)
 

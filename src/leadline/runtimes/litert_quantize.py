@@ -56,7 +56,7 @@ def quantised(float_file: bytes, options: ExportOptions, *, name: str) -> tuple[
     data = _run(float_file, recipe, options)
     details: dict[str, Any] = {"excluded": list(options.exclude)} if options.precision.startswith("int8") else {}
     if options.precision is Precision.INT8_STATIC:
-        details |= {"per_channel": True, "symmetric": False, "calibration": "minmax"}
+        details |= {"per_channel": True, "symmetric": False, "calibration": "minmax, moving average"}
     return data, details
 
 

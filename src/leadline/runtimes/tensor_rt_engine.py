@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leadline.errors import UnavailableError
-from leadline.output import write_atomic
+from leadline.output import cache_folder, write_atomic
 from leadline.runtimes.layer_time import LayerTime
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def open_engine(trt: Any, path: Path, contract: Contract, batch: int, gpu: str) 
 
 def engine_folder() -> Path:
     """The user's cache of engines, readable by nobody else."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leadline" / "tensorrt"
+    root = cache_folder() / "tensorrt"
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     return root
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Of candidates: what is true of each stands in its cell. And what decides no figure.
 _CHOICE = ("runtimes", "precisions", "sizes", "networks", "batches", "devices", "on", "timeout")
 _WHERE_SAID = ("reference_device", "both_alignments")  # count where they are not the default
+SMALL_ALONE = (Precision.INT8_WEIGHTS, Precision.PALETTISED)  # bring size and no time: asked for by name only
 REFERENCE_RUNTIME, REFERENCE_PRECISION = "torch", "fp32"
 CPU = "cpu"  # the device of a session for which none is named
 HERE = "here"  # this machine, among those of a farm
@@ -159,8 +160,7 @@ def cells(study: Study, contract: Contract) -> list[Cell]:
         networks = ("", *(made for made, _ in study.networks))
         for made, size, entry in product(networks, study.sizes or own, study.runtimes or usual_runtimes()[0]):
             name, device = engine_of(entry)
-            # INT8 weights alone bring size and no time: asked for by name only
-            usual = [precision for precision in runtime(name).precisions if precision is not Precision.INT8_WEIGHTS]
+            usual = [precision for precision in runtime(name).precisions if precision not in SMALL_ALONE]
             wanted = study.precisions or usual
             chosen = [precision.value for precision in Precision if precision in wanted]
             devices = (device,) if device else study.devices or ("",)
