@@ -125,7 +125,7 @@ def _move_behind_clamps(graph: fx.GraphModule) -> None:
         note = node.meta.get("quantization_annotation")
         if "conv" not in str(node.target) or note is None or note.output_qspec is None or len(users) != 1:
             continue
-        if "hardtanh" in str(users[0].target) and "quantization_annotation" not in users[0].meta:
+        if "hardtanh" in str(users[0].target):
             users[0].meta["quantization_annotation"] = type(note)(output_qspec=note.output_qspec, _annotated=True)
             note.output_qspec = None
 
