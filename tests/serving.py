@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
+from leadline.checkpoint import save_checkpoint
 from leadline.live.server.app import create_app
 from leadline.live.server.batching import Batching
 from leadline.live.server.guard import Access
@@ -21,13 +22,22 @@ from leadline.live.server.limits import Limits
 from leadline.live.server.models import Models
 from leadline.live.server.opening import wanted_models
 from leadline.live.server.running import Server, address_of, listen, server_for
-from tiny_models import exported
+from tiny_models import cnn, exported
 
 
-def bundle(folder: Path, name: str = "cnn", engine: str = "onnxruntime", dynamic: bool = True) -> Path:
+def bundle(folder: Path) -> Path:
     """A copy of the tiny network's bundle, which the test may change."""
     target = folder / "bundle"
-    shutil.copytree(exported(name, engine, "fp32", dynamic=dynamic).folder, target)
+    shutil.copytree(exported("cnn", "onnxruntime", "fp32").folder, target)
+    return target
+
+
+def checkpoint(folder: Path) -> Path:
+    """The tiny network as a checkpoint, which takes no export."""
+    target, model = folder / "checkpoint", cnn()
+    assert model.architecture is not None
+    assert model.config is not None
+    save_checkpoint(target, model.model, architecture=model.architecture, config=model.config, contract=model.contract)
     return target
 
 

@@ -47,8 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Running]:
-    fixed = exported("cnn", "onnxruntime", "fp32").folder
-    with running(opened([f"tiny={folder}", f"fixed={fixed}"])) as here:
+    with running(opened([f"tiny={folder}", f"fixed={folder}"])) as here:
         yield here
 
 
