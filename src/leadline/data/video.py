@@ -121,6 +121,7 @@ def _frames(
     size: tuple[int, int] | None = None
     aspect = stream.sample_aspect_ratio or Fraction(1)
     run, gap, last = 0, False, ""
+    convert = av.video.reformatter.VideoReformatter()  # keeps its tables from frame to frame
     for packet in _packets(av, container, stream, account):
         try:
             frames = packet.decode()
@@ -145,7 +146,8 @@ def _frames(
             if account.decoded < start:
                 account.decoded += 1
                 continue
-            image = frame.to_ndarray(format="rgb24", width=size[1], height=size[0], interpolation="AREA")
+            rgb = convert.reformat(frame, format="rgb24", width=size[1], height=size[0], interpolation="AREA")
+            image = rgb.to_ndarray()
             turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counterclockwise
             upright = np.ascontiguousarray(np.rot90(image, turns)) if turns else image
             time = None if frame.pts is None else float(frame.pts * frame.time_base)

@@ -13,7 +13,7 @@ from leadline.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SAMPLES = 1 << 14  # enough values for a percentile
+SAMPLES = 1 << 12  # enough values for a percentile
 FOREIGN = 0.1  # of two ranges' union, the overlap below which a new scene began
 
 

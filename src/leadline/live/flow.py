@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,11 +96,10 @@ def _trust(
 ) -> NDArray[np.float32]:
     cv2 = opencv()
     height, width = here.shape
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    to_x, to_y = x + there[..., 0], y + there[..., 1]
+    to_x, to_y = cv2.split(cv2.add(_grid(height, width), there))
     inside = (to_x >= 0) & (to_x <= width - 1) & (to_y >= 0) & (to_y <= height - 1)
-    missed = np.linalg.norm(there + _bring(back, there), axis=-1)
-    limit = RETURNS[0] + RETURNS[1] * np.linalg.norm(there, axis=-1)
+    missed = cv2.magnitude(*cv2.split(cv2.add(there, _bring(back, there))))
+    limit = RETURNS[0] + RETURNS[1] * cv2.magnitude(*cv2.split(there))
     unlike = np.abs(cv2.GaussianBlur(here.astype(np.float32) - _bring(other.astype(np.float32), there), (0, 0), 1.0))
     trusted: NDArray[np.float32] = (inside & (missed < limit) & (unlike < 255 * UNMATCHED)).astype(np.float32)
     return trusted
@@ -107,12 +107,16 @@ def _trust(
 
 def _bring(values: NDArray[np.float32], offset: NDArray[np.float32]) -> NDArray[np.float32]:
     cv2 = opencv()
-    height, width = offset.shape[:2]
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    x += offset[..., 0]
-    y += offset[..., 1]
-    brought: NDArray[np.float32] = cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    places = cv2.add(_grid(offset.shape[0], offset.shape[1]), offset)
+    brought: NDArray[np.float32] = cv2.remap(values, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return brought
+
+
+@lru_cache(maxsize=8)
+def _grid(height: int, width: int) -> NDArray[np.float32]:
+    """(x, y) of each pixel, H x W x 2."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    return np.stack([x, y], axis=-1)
 
 
 def opencv() -> Any:

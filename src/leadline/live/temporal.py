@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leadline.depth import Kind
-from leadline.live.flow import Flow, flows_between
+from leadline.live.flow import Flow, flows_between, opencv
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -195,10 +195,9 @@ class Smoother:
 
 def grey_of(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """H x W x 3 RGB as grey of (height, width) `size`."""
-    from PIL import Image
-
-    grey = Image.fromarray(picture).convert("L")
-    return np.asarray(grey.resize((size[1], size[0]), Image.Resampling.BOX), np.uint8)
+    cv2 = opencv()
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    return np.asarray(cv2.resize(grey, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _limited(scale: float, share: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from leadline.colors import color_indices, palette
 from leadline.depth import Depth, Kind
+from leadline.image import resize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,19 +63,36 @@ def paint(values: NDArray[np.float32], kind: Kind, lo: float, hi: float, size: t
     Raises:
         ConfigError: `lo` is above `hi`.
     """
-    from PIL import Image
-
     indices = color_indices(Depth(np.asarray(values, np.float32), kind), lo, hi)
-    shown = Image.fromarray(indices)
-    if indices.shape != tuple(size):
-        target = (size[1], size[0])
-        shown = shown.resize(target, Image.Resampling.BILINEAR)
-        hidden = indices == 0
-        if hidden.any():  # half of nothing is no colour
-            mask = Image.fromarray(hidden).resize(target, Image.Resampling.NEAREST)
-            shown.paste(0, mask=mask)
-    shown.putpalette(palette().tobytes())
-    return np.asarray(shown.convert("RGB"))
+    if importlib.util.find_spec("cv2") is None:
+        return palette()[_brought(indices, size)]
+    import cv2
+
+    colours: NDArray[np.uint8] = cv2.applyColorMap(_brought_fast(indices, size), np.array(palette()[:, None]))
+    return colours
+
+
+def _brought_fast(indices: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Indices at another size by OpenCV, several times faster than by Pillow."""
+    import cv2
+
+    if indices.shape == tuple(size):
+        return indices
+    target, shrinks = (size[1], size[0]), indices.size > size[0] * size[1]
+    shown = cv2.resize(indices, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if not indices.all():  # half of nothing is no colour
+        hidden = (indices == 0).astype(np.uint8)
+        shown[cv2.resize(hidden, target, interpolation=cv2.INTER_NEAREST) > 0] = 0
+    return np.asarray(shown, np.uint8)
+
+
+def _brought(indices: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if indices.shape == tuple(size):
+        return indices
+    shown = np.array(resize(indices, size, "bilinear"), np.uint8)
+    if not indices.all():
+        shown[resize(indices, size, "nearest") == 0] = 0
+    return shown
 
 
 def _laid_over(picture: NDArray[np.uint8], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that the wheel has
-QUALITY = {"libx264": {"preset": "veryfast", "crf": "19"}}
+# Fast, because on two cores the encoder has to fit beside the network. CABAC and deblocking, which `ultrafast` leaves
+# out, pay for themselves: on colours of depth the file is as small as that of `veryfast`, in half the time.
+QUALITY = {"libx264": {"preset": "ultrafast", "crf": "20", "x264-params": "cabac=1:deblock=0,0"}}
 LOSSLESS = {"level": "3", "slicecrc": "1"}
 FINEST = Fraction(1, 90000)  # of time stamps where the film's own are not usable
 BT709 = 1  # FFmpeg's number of the colour matrix, primaries and transfer of ITU-R BT.709
@@ -46,6 +48,7 @@ class Segment:
         flags = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"} if container == "mp4" else {}
         self._container = self._av.open(str(path), "w", format=container, options=flags)
         self._stream: Any = None
+        self._convert = self._av.video.reformatter.VideoReformatter()
 
     def add(self, image: NDArray[np.uint8] | NDArray[np.uint16], milliseconds: int | None = None) -> None:
         """Encode the next frame.
@@ -60,7 +63,13 @@ class Segment:
             frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="gray16le")
         else:
             rgb = self._av.VideoFrame.from_ndarray(_even(image), format="rgb24")
-            frame = rgb.reformat(format=self._pixels, dst_colorspace="ITU709", dst_color_range=TV_RANGE)
+            frame = self._convert.reformat(
+                rgb,
+                format=self._pixels,
+                dst_colorspace="ITU709",
+                dst_color_range=TV_RANGE,
+                interpolation="FAST_BILINEAR",
+            )
         frame.pts, frame.time_base = self._count if milliseconds is None else milliseconds, Fraction(1, 1000)
         self._count += 1
         for packet in self._stream.encode(frame):
