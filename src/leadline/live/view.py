@@ -68,8 +68,7 @@ def paint(values: NDArray[np.float32], kind: Kind, lo: float, hi: float, size: t
         return palette()[_brought(indices, size)]
     import cv2
 
-    colours: NDArray[np.uint8] = cv2.applyColorMap(_brought_fast(indices, size), np.array(palette()[:, None]))
-    return colours
+    return np.asarray(cv2.applyColorMap(_brought_fast(indices, size), np.array(palette()[:, None])), np.uint8)
 
 
 def _brought_fast(indices: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
