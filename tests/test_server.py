@@ -136,7 +136,7 @@ def test_a_turned_picture_is_turned_once(server: Running) -> None:
 def test_the_camera_is_said(server: Running, folder: Path) -> None:
     assert ask(server).headers["depth-camera"] in ("assumed", "unknown")
     given = ask(server, format="npy", fov=60)
-    assert given.headers["depth-camera"] == "given"
+    assert (given.headers["depth-camera"], given.headers["depth-fov"]) == ("given", "60")
     with load(folder) as predictor:
         pixels = np.array(Image.open(io.BytesIO(jpeg())))
         expected = predictor.predict(pixels, Intrinsics.from_fov(60, 48, 64)).values

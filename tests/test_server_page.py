@@ -159,7 +159,7 @@ def test_the_views(page: Page, picture: Path) -> None:
     page.run("document.querySelector('#view-slider').focus()")
     click(page, "label[for=view-space]")
     page.wait("Number(document.querySelector('#space').dataset.points) > 1000")
-    assert "In proportion for an assumed field of view of 60" in page.text("#space-note")
+    assert "In proportion for a field of view of 60°, which is a guess" in page.text("#space-note")
 
     def seen() -> bytes:
         time.sleep(0.3)

@@ -165,6 +165,8 @@ async def _depth_of(
             "camera": prepared.camera.origin,
         }
         body, notes = encoded(depth, wanted, facts)
+        if prepared.fov is not None:
+            notes["Fov"] = prepared.fov
         return body, headers(depth, opened.name, opened.runtime, prepared.camera, notes)
 
     (body, said), after = await state.hands.do(finish)

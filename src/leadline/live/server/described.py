@@ -80,6 +80,7 @@ _HEADERS = {
     "Depth-Model": "Name of the model.",
     "Depth-Runtime": "Engine that ran it.",
     "Depth-Camera": "`given`, `exif`, `assumed` (that of training) or `unknown`.",
+    "Depth-Fov": "Horizontal field of view of that camera, degrees.",
     "Depth-Scale": "png16: value = scale * code + offset.",
     "Depth-Offset": "png16.",
     "Depth-Invalid": "png16: the code of pixels without a value.",

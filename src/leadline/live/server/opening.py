@@ -13,9 +13,9 @@ import numpy as np
 
 from leadline.errors import ConfigError, UnavailableError
 from leadline.manifest import manifest_kind
+from leadline.output import cache_folder
 from leadline.reference import check_reference, load_exportable, open_session, zoo
 from leadline.runtimes.base import ExportOptions, SessionOptions, required, runtime
-from leadline.output import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +124,7 @@ def prove(session: Session) -> None:
 
 
 def _fastest(ref: str, options: SessionOptions) -> Session:
-    notes = []
+    notes: list[str] = []
     for name in FASTEST[:-1]:
         try:
             session = _exported(ref, name, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ class Prepared:
     camera: Camera
     notices: tuple[str, ...] = ()
     picture: NDArray[np.uint8] | None = None
+
+    @property
+    def fov(self) -> float | None:
+        """Horizontal field of view of the camera, degrees; None where it is unknown."""
+        camera = self.camera.intrinsics
+        return None if camera is None else round(2 * math.degrees(math.atan(0.5 * self.size[1] / camera.fx)), 3)
 
 
 @dataclass(frozen=True)

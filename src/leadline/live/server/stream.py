@@ -172,6 +172,7 @@ class Stream:
             "kind": depth.kind.value,
             "unit": depth.unit,
             "camera": prepared.camera.origin,
+            "fov": prepared.fov,
             "height": depth.shape[0],
             "width": depth.shape[1],
             "picture": {"height": prepared.size[0], "width": prepared.size[1]},

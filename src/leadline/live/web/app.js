@@ -167,7 +167,8 @@ async function ofPicture(mine) {
   if (source !== mine) return; // another one was opened meanwhile
   const kind = answer.headers.get('Depth-Kind');
   const [lo, hi] = displayRange(map.values, kind);
-  present({ frame: grab(mine.picture, SHOWN_SIDE), ...map, kind, lo, hi });
+  const [camera, fov] = [answer.headers.get('Depth-Camera'), Number(answer.headers.get('Depth-Fov')) || null];
+  present({ frame: grab(mine.picture, SHOWN_SIDE), ...map, kind, lo, hi, camera, fov });
   numbers(answer.ms, null);
   tell(`${mine.name}${note}`);
 }
@@ -179,8 +180,8 @@ function openStream(mine) {
     (facts, values, frame, trip) =>
       guarded(() => {
         if (source !== mine) return;
-        const { height, width, kind, lo, hi } = facts;
-        present({ frame, values, height, width, kind, lo, hi });
+        const { height, width, kind, lo, hi, camera, fov } = facts;
+        present({ frame, values, height, width, kind, lo, hi, camera, fov });
         numbers({ network: facts.ms.network, server: facts.ms.total, trip }, rate());
       }),
     (reason) => {
@@ -232,9 +233,9 @@ function choose(name) {
     throw error;
   }
   relief.reset ??= turnable(at('space'), (pose) => relief.turn(pose));
-  relief.take(shown(), angle());
+  relief.take(shown());
   const keys = 'Drag or use the arrow keys to turn, wheel or + and − to come closer, 0 to go back.';
-  at('space-note').textContent = `${shapeNote(shown().kind, angle())} ${keys}`;
+  at('space-note').textContent = `${shapeNote(shown())} ${keys}`;
   at('space').dataset.points = relief.points;
 }
 

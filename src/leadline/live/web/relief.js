@@ -1,12 +1,12 @@
 // The picture as points in space, drawn with WebGL2.
 
 import { Fault } from './contract.js';
-import { isDisparity, isValid } from './colors.js';
+import { isValid } from './colors.js';
 
 const MOST_POINTS = 260_000;
 const USUAL_ANGLE = 60; // degrees, of a camera that nobody named
 const DEEPEST = 6; // times the median distance; beyond, skies would make everything else small
-const LARGEST = 6; // times its own width that a point on a slope may cover of the way to its neighbour
+const LARGEST = 4; // times its own width that a point on a slope may cover of the way to its neighbour
 const TORN = 12; // times its width, beyond which a point hangs between a thing and what is far behind it
 
 const VERTEX = `#version 300 es
@@ -51,11 +51,13 @@ function reach(far, here, every, step) {
   return Math.hypot(1, Math.max(next || 0, last || 0) / (step * z));
 }
 
+const ORIGINS = { given: 'as given', exif: 'as the file says', assumed: 'as in the model’s training' };
+
 /** What is certain about the shape. */
-export function shapeNote(kind, angle) {
-  const lens = angle ? `a field of view of ${angle}°` : `an assumed field of view of ${USUAL_ANGLE}°`;
-  if (kind === 'metric_depth') return `In proportion for ${lens}.`;
-  if (isDisparity(kind) && kind !== 'relative_disparity') return `In proportion up to one scale, for ${lens}.`;
+export function shapeNote({ kind, camera, fov }) {
+  const lens = `for a field of view of ${fov ? Math.round(fov) : USUAL_ANGLE}°, ${ORIGINS[camera] ?? 'which is a guess'}`;
+  if (kind === 'metric_depth') return `In proportion ${lens}.`;
+  if (kind === 'scaled_disparity') return `In proportion up to one scale, ${lens}.`;
   return 'An impression: the model gives relative values, so how deep the scene is remains open.';
 }
 
@@ -101,8 +103,8 @@ export class Relief {
     return this.#count;
   }
 
-  /** Take a result: {frame, values, height, width, kind, lo, hi}; `angle` is its camera's field of view or null. */
-  take({ frame, values, height, width, kind, lo, hi }, angle) {
+  /** Take a result: {frame, values, height, width, kind, lo, hi}, and its camera's field of view where it is known. */
+  take({ frame, values, height, width, kind, lo, hi, fov }) {
     const every = Math.max(1, Math.ceil(Math.sqrt((width * height) / MOST_POINTS)));
     const [columns, rows] = [Math.floor(width / every), Math.floor(height / every)];
     const small = document.createElement('canvas');
@@ -112,7 +114,7 @@ export class Relief {
     surface.drawImage(frame, 0, 0, columns, rows);
     const pixels = surface.getImageData(0, 0, columns, rows).data;
     const far = distances(values, kind, lo, hi);
-    const wide = Math.tan(((angle ?? USUAL_ANGLE) * Math.PI) / 360);
+    const wide = Math.tan(((fov ?? USUAL_ANGLE) * Math.PI) / 360);
     const high = (wide * frame.height) / frame.width;
     const step = (2 * wide) / columns;
     const places = new Float32Array(4 * columns * rows);

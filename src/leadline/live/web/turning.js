@@ -1,6 +1,6 @@
 // Turning a view by mouse, touch and keys.
 
-const START = { yaw: 0.22, pitch: 0.1, away: 1.3 };
+const START = { yaw: 0.22, pitch: 0.1, away: 1.12 };
 const LIMITS = { yaw: [-1.5, 1.5], pitch: [-1.2, 1.2], away: [0.25, 5] };
 const KEYS = {
   ArrowLeft: ['yaw', -0.08],
