@@ -137,6 +137,13 @@ def test_a_turned_film_comes_out_upright(tmp_path: Path, view: str, size: tuple[
         assert next(container.decode(video=0)).rotation == 0
 
 
+def test_flicker_of_a_film_that_is_too_short_is_said(tmp_path: Path) -> None:
+    film = tiny.film(tmp_path / "in.mp4", 2)
+    result = predict_film(tiny.predictor(), film, tmp_path / "in", replace(RAW, flicker=True))
+    assert result.flicker == ()
+    assert result.notices == ("no flicker: fewer than three frames of this run could be followed",)
+
+
 def test_odd_sides_are_made_even(tmp_path: Path) -> None:
     film = tiny.film(tmp_path / "in.mkv", 3, size=(45, 63), codec="ffv1")
     predict_film(tiny.predictor(), film, tmp_path / "in", replace(FilmOptions(), view=View.OVERLAY))

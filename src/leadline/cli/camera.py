@@ -48,7 +48,7 @@ def command(
     model: Model = DEFAULT_MODEL,
     show: Annotated[
         Optional[str],  # noqa: UP045  typer reads the annotation at run time
-        typer.Option("--show", metavar="WHERE", help="window, terminal or none.  [what is there]"),
+        typer.Option("--show", metavar="WHERE", help="window, terminal or none; what is there if not given."),
     ] = None,
     record: Annotated[
         Optional[Path],  # noqa: UP045
@@ -69,7 +69,7 @@ def command(
     ] = None,
     drop: Annotated[
         Optional[bool],  # noqa: UP045
-        typer.Option("--drop/--no-drop", help="Leave out pictures that come too fast.  [drop, where it is live]"),
+        typer.Option("--drop/--no-drop", help="Leave out pictures that come too fast (done where the source is live)."),
     ] = None,
     frames: Annotated[
         Optional[int],  # noqa: UP045

@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
 View = Annotated[
     Optional[str],  # noqa: UP045  typer reads the annotation at run time
-    typer.Option("--view", metavar="NAME", help="Films: depth, side (beside the frame) or overlay.  [side]"),
+    typer.Option(
+        "--view", metavar="NAME", help="Films, cameras: depth, overlay, or side (beside the frame; taken if not given)."
+    ),
 ]
 Smooth = Annotated[
     Optional[bool],  # noqa: UP045
-    typer.Option("--smooth/--no-smooth", help="Films: make the raw values steady over time.  [smooth]"),
+    typer.Option("--smooth/--no-smooth", help="Films, cameras: make raw values steady over time (done if not given)."),
 ]
 DisplayEnds = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--range", metavar="LO,HI", help="Films: ends of the colour scale; followed slowly if not given."),
+    typer.Option(
+        "--range", metavar="LO,HI", help="Films, cameras: ends of the colour scale; followed slowly if not given."
+    ),
 ]
 
 

@@ -59,7 +59,7 @@ def command(
         typer.Option(
             "--save",
             metavar="LIST",
-            help="Of png16, npy, color, pointcloud  [png16,color]; of films: mp4, raw16, npy  [mp4].",
+            help="Of png16, npy, color, pointcloud (default: png16,color); of films: mp4 (default), raw16, npy.",
         ),
     ] = None,
     view: View = None,

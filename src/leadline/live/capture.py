@@ -90,7 +90,7 @@ def parse_source(
     if text.isdecimal() or text.startswith("/dev/"):
         opencv()
         if not text.isdecimal() and not Path(text).exists():
-            raise DataError("no such camera", where=text, mend="ls /dev/video* lists them")
+            raise DataError("no such camera", where=text, mend="list them with ls /dev/video*")
         device: int | str = int(text) if text.isdecimal() else text
         return Source(text, lambda stop, say: _device(device, stop), live=True, ends=False)
     if match := _URL.match(text):
@@ -124,8 +124,7 @@ def _files(text: str, fps: float | None) -> Source:
 
 def _device(device: int | str, stop: threading.Event) -> Generator[Shot]:
     cv2 = opencv()
-    if hasattr(cv2, "setLogLevel"):
-        cv2.setLogLevel(0)  # what is wrong is said here, once
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong is said here, once
     camera = cv2.VideoCapture(device)
     try:
         if not camera.isOpened():

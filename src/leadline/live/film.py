@@ -169,8 +169,11 @@ def predict_film(
         parts.remove()
     if others := parts.others():
         notices.append(f"unfinished work of another command on this film lies in {str(others[0])!r}; remove it")
+    flicker = work.flicker()
+    if options.flicker and not flicker:
+        notices.append("no flicker: fewer than three frames of this run could be followed")
     expected = done[-1].notes["account"]["expected"] if complete else work.account.expected
-    return FilmResult(written, len(rows), expected, began, complete, tuple(notices), work.flicker())
+    return FilmResult(written, len(rows), expected, began, complete, tuple(notices), flicker)
 
 
 def _check_readable(film: Path) -> None:
