@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -531,8 +532,6 @@ def start(*arguments: object, folder: Path) -> tuple[subprocess.Popen[str], str]
 
 
 def test_the_command_serves_and_stops_gracefully(folder: Path, tmp_path: Path) -> None:
-    import httpx
-
     secret = tmp_path / "token"
     secret.write_text("correct-horse\n")
     process, address = start("--token-file", secret, folder=folder)
@@ -567,6 +566,37 @@ def test_the_command_serves_and_stops_gracefully(folder: Path, tmp_path: Path) -
     finally:
         process.kill()
         process.communicate()
+
+
+def test_stopping_ends_streams_and_gives_the_slow_a_limit(folder: Path) -> None:
+    models = opened([f"tiny={folder}"])
+    session = next(iter(models.served["tiny"].engines.values())).thread.session
+    quick = session._infer
+    with running(models, Limits(stop_s=1.0)) as here, stream(here) as socket:
+        socket.send(jpeg())
+        assert parsed(socket.recv(20))[0]["frame"] == 0
+        session._infer = lambda values: (time.sleep(3), quick(values))[1]  # type: ignore[method-assign]
+        statuses: list[object] = []
+
+        def ask_in_vain() -> None:
+            try:
+                statuses.append(ask(here).status_code)
+            except httpx.HTTPError as error:
+                statuses.append(type(error))
+
+        asking = threading.Thread(target=ask_in_vain)
+        asking.start()
+        wait_until(lambda: here.app.state.leadline.waiting.taken == 1)
+        begun = time.monotonic()
+        here.server.should_exit = True
+        with pytest.raises(ConnectionClosed) as end:
+            socket.recv(20)
+        assert end.value.rcvd is not None
+        assert end.value.rcvd.code == 1012  # the service restarts
+        asking.join(20)
+        assert time.monotonic() - begun < 3
+        assert statuses == [503]
+        wait_until(lambda: here.server.was_cut)
 
 
 def test_a_taken_port_is_said_in_one_line(folder: Path, server: Running) -> None:

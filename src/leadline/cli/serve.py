@@ -84,7 +84,7 @@ def command(
     from leadline.live.server.guard import LOOPBACK, Access, default_hosts
     from leadline.live.server.limits import Limits
     from leadline.live.server.models import Models
-    from leadline.live.server.opening import AUTOMATIC, wanted_models
+    from leadline.live.server.opening import AUTOMATIC, OWN, wanted_models
     from leadline.live.server.running import address_of, listen, serve, server_for
 
     shown = _token(token, token_file)
@@ -93,6 +93,9 @@ def command(
             1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) - 1
         )
     wanted = wanted_models(refs, runtime or [AUTOMATIC], threads)
+    for each in wanted:
+        if runtime and each.runtimes == (OWN,):
+            _say(f"note: {each.name} runs in the engine that its file was made for; --runtime is for the others")
     limits = Limits(
         upload_bytes=round(max_upload * (1 << 20)),
         bodies_bytes=max(256 << 20, round(2 * max_upload * (1 << 20))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import ipaddress
@@ -31,6 +32,7 @@ SAFE = {
     "cross-origin-resource-policy": "same-origin",
     "x-frame-options": "DENY",
 }
+STOPPED = RefusedError(503, "The server was stopped before it had the answer.", "stopped", {"Retry-After": "5"})
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,11 @@ class Guard:
             else:
                 await WebSocketClose(1008)(scope, receive, send)
             return
-        await self.app(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except asyncio.CancelledError:  # the server stops, and its time to finish is over
+            if scope["type"] == "http" and not scope["state"].get("answered"):
+                await answer_to(STOPPED)(scope, receive, counted)
 
     def _counting(self, scope: Scope, send: Send) -> Send:
         route = scope["path"] if scope["path"] in self.routes else "other"
@@ -139,6 +145,7 @@ class Guard:
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
                 method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "OPTIONS") else "other"
+                scope["state"]["answered"] = True
                 self.metrics.requests.add(route, method, str(message["status"]))
                 given = {name.lower() for name, _ in message["headers"]}
                 further = [(n.encode(), v.encode()) for n, v in SAFE.items() if n.encode() not in given]

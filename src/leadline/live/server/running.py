@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -104,8 +105,12 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what is under way, or cut it off."""
+        cutting = asyncio.get_running_loop().call_later(self.config.timeout_graceful_shutdown or 0, self._note)
         await super().shutdown(sockets)
-        self.was_cut = any(not task.done() or task.cancelled() for task in self.server_state.tasks)
+        cutting.cancel()
+
+    def _note(self) -> None:
+        self.was_cut = bool(self.server_state.tasks)
 
 
 @contextmanager
