@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leadline.depth import Intrinsics
 
 UNMATCHED = 0.06  # difference of grey, 0 to 1, beyond which a pixel was not found again
+HALVED = 128  # pixels of the shorter side from which a search that need not be careful takes half the size
 RETURNS = (1.0, 0.05)  # pixels, and share of the way, by which there and back may miss
 
 
@@ -51,11 +52,21 @@ def flows_between(first: NDArray[np.uint8], second: NDArray[np.uint8], *, carefu
     Args:
         first: H x W uint8, grey.
         second: the same.
-        careful: a slower, finer search.
+        careful: a slower, finer search. Otherwise large frames are searched at half their size: motion is smooth, and
+            what is lost in pixels is won in pixels that are found again.
 
     Raises:
         UnavailableError: OpenCV is not installed.
     """
+    cv2 = opencv()
+    if not careful and min(first.shape) >= HALVED:
+        half = [cv2.resize(each, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for each in (first, second)]
+        there, back = _both_ways(half[0], half[1], careful)
+        return _enlarged(there, first.shape), _enlarged(back, first.shape)
+    return _both_ways(first, second, careful)
+
+
+def _both_ways(first: NDArray[np.uint8], second: NDArray[np.uint8], careful: bool) -> tuple[Flow, Flow]:
     cv2 = opencv()
     preset = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM if careful else cv2.DISOPTICAL_FLOW_PRESET_FAST
     search = cv2.DISOpticalFlow_create(preset)
@@ -64,6 +75,15 @@ def flows_between(first: NDArray[np.uint8], second: NDArray[np.uint8], *, carefu
         Flow(there, _trust(first, second, there, back)),
         Flow(back, _trust(second, first, back, there)),
     )
+
+
+def _enlarged(flow: Flow, shape: tuple[int, ...]) -> Flow:
+    cv2 = opencv()
+    height, width = shape[:2]
+    factor = (width / flow.trusted.shape[1], height / flow.trusted.shape[0])
+    offset = cv2.resize(flow.offset, (width, height), interpolation=cv2.INTER_LINEAR)
+    trusted = cv2.resize(flow.trusted, (width, height), interpolation=cv2.INTER_LINEAR)
+    return Flow(offset * np.array(factor, np.float32), trusted)
 
 
 def flow_of_motion(
