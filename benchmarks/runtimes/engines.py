@@ -5,9 +5,9 @@
     python benchmarks/runtimes/engines.py --out runs/engines --data ../shared/data/nyu        # and accuracy
 
 Exports each engine and precision once into `--out` (again only where it is missing), each in a process of its own,
-then times each in turn with PyTorch and prints a Markdown table: ratio with its quartiles, share of the machine's floor,
-size, agreement with PyTorch on rendered pictures, and with `--data` the paired change of accuracy. An engine that
-cannot be exported or run is a line with its reason.
+then times each in turn with PyTorch and prints a Markdown table: ratio with its quartiles, share of the machine's
+floor, size, agreement with PyTorch on rendered pictures, and with `--data` the paired change of accuracy. An engine
+that cannot be exported or run is a line with its reason.
 """
 
 from __future__ import annotations
