@@ -109,8 +109,14 @@ def write_layers(layers: Sequence[Layer]) -> str:
 
 def arrays_of(layer: Layer) -> list[Array]:
     """What a layer reads from the `.bin` file, in order, as ncnn's own loaders do."""
-    get, tagged = layer.get, lambda count: Array(count, True)
-    plain = lambda count: Array(count, False)  # noqa: E731
+    get = layer.get
+
+    def tagged(count: int) -> Array:
+        return Array(count, True)
+
+    def plain(count: int) -> Array:
+        return Array(count, False)
+
     match layer.kind:
         case "Convolution" | "ConvolutionDepthWise":
             if get(19):  # its weights are a second input
