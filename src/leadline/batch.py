@@ -12,7 +12,7 @@ from leadline.errors import DataError, LeadlineError, OutputError
 from leadline.exif import exif_camera
 from leadline.image import read_image
 from leadline.point_cloud import check_intrinsics
-from leadline.saving import Camera, save
+from leadline.saving import Camera, in_space, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from leadline.occupancy import Slice
     from leadline.predictor import Predictor
     from leadline.sources import Item
 
@@ -55,6 +56,7 @@ def predict_batch(
     formats: Collection[str],
     *,
     camera: GivenCamera = None,
+    part: Slice | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome]:
     """Predict and save every picture; a bad one is recorded and the rest go on.
@@ -67,6 +69,7 @@ def predict_batch(
         items: pictures and where their results go.
         formats: as `leadline.saving.save` takes them.
         camera: of all pictures.
+        part: of the scene, for `occupancy`; None for the defaults.
         stopped: asked before each inference; once true, only what has been inferred is still written.
 
     Yields:
@@ -90,7 +93,7 @@ def predict_batch(
             read_next()
         while read_ahead and not stopped():
             item, future = read_ahead.popleft()
-            unwritten.append(_infer(predictor, item, future, writing, formats))
+            unwritten.append(_infer(predictor, item, future, writing, formats, part))
             read_next()
             while unwritten and (unwritten[0].done() or len(unwritten) > AHEAD):
                 yield unwritten.popleft().result()
@@ -105,10 +108,10 @@ def _read(predictor: Predictor, item: Item, given: GivenCamera, formats: Collect
     notices: list[str] = []
     image = read_image(item.source, notices.append)
     camera = _camera(predictor, item, (image.shape[0], image.shape[1]), given, notices.append)
-    if "pointcloud" in formats and camera.origin not in ("given", "exif"):
+    if (wanted := in_space(formats)) and camera.origin not in ("given", "exif"):
         why = "neither given nor in the picture's EXIF data"
         mend = "give --fov DEG or --intrinsics FX,FY,CX,CY"
-        raise DataError("no camera for the point cloud of", where=item.source, why=why, mend=mend)
+        raise DataError(f"no camera for the {wanted} of", where=item.source, why=why, mend=mend)
     return _Read(image, predictor.contract.prepare(image, predictor.size), camera, tuple(notices))
 
 
@@ -128,7 +131,12 @@ def _camera(
 
 
 def _infer(
-    predictor: Predictor, item: Item, future: Future[_Read], writing: ThreadPoolExecutor, formats: Collection[str]
+    predictor: Predictor,
+    item: Item,
+    future: Future[_Read],
+    writing: ThreadPoolExecutor,
+    formats: Collection[str],
+    part: Slice | None,
 ) -> Future[Outcome]:
     try:
         read = future.result()
@@ -139,18 +147,23 @@ def _infer(
         failed: Future[Outcome] = Future()
         failed.set_result(Outcome(item, error=error))
         return failed
-    return writing.submit(_write, predictor, item, read, output, formats)
+    return writing.submit(_write, predictor, item, read, output, formats, part)
 
 
 def _write(
-    predictor: Predictor, item: Item, read: _Read, output: NDArray[np.float32], formats: Collection[str]
+    predictor: Predictor,
+    item: Item,
+    read: _Read,
+    output: NDArray[np.float32],
+    formats: Collection[str],
+    part: Slice | None,
 ) -> Outcome:
     contract = predictor.contract
     try:
         size = (read.image.shape[0], read.image.shape[1])
         known = read.camera.intrinsics if read.camera.origin != "assumed" else None
         depth = contract.restore(output, size, intrinsics=known, source=str(item.source))
-        files = save(depth, item.base, formats, image=read.image, model=contract.name, camera=read.camera)
+        files = save(depth, item.base, formats, image=read.image, model=contract.name, camera=read.camera, part=part)
     except OutputError:
         raise
     except LeadlineError as error:

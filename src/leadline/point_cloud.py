@@ -1,4 +1,4 @@
-"""Point clouds: depth and a camera to coloured points, as binary PLY."""
+"""Point clouds: depth and a camera to coloured points, as binary PLY or PCD."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
     from leadline.depth import Depth, Intrinsics
 
-__all__ = ["FOV_RANGE", "check_intrinsics", "ply_bytes", "points", "require_points"]
+__all__ = ["FOV_RANGE", "VERTEX", "check_intrinsics", "pcd_bytes", "ply_bytes", "points", "require_points", "unit_of"]
 
-_VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
+VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 
 
-def require_points(kind: Kind) -> None:
+def require_points(kind: Kind, what: str = "point cloud") -> None:
     """Pass where a camera turns this kind into points.
+
+    Args:
+        kind: of the values.
+        what: is to be made of them, for the message.
 
     Raises:
         KindError: the kind is known only up to a shift, which would bend every flat wall.
@@ -28,7 +32,7 @@ def require_points(kind: Kind) -> None:
     if kind in (Kind.RELATIVE_DEPTH, Kind.RELATIVE_DISPARITY):
         why = "its unknown shift would bend every flat surface"
         mend = "use a metric model, or align the values and convert them with Depth.to_metric"
-        raise KindError("no point cloud from", where=f"{kind} values", why=why, mend=mend)
+        raise KindError(f"no {what} from", where=f"{kind} values", why=why, mend=mend)
 
 
 def check_intrinsics(camera: Intrinsics, height: int, width: int) -> None:
@@ -76,6 +80,11 @@ def points(depth: Depth) -> NDArray[np.float32]:
     return np.stack([z * across, z * down[:, None], z], axis=2)
 
 
+def unit_of(kind: Kind) -> str:
+    """The unit of the points of this kind, in words."""
+    return "metres" if kind is Kind.METRIC_DEPTH else f"one unknown scale (from {kind})"
+
+
 def ply_bytes(depth: Depth, image: NDArray[np.uint8]) -> bytes:
     """A binary PLY file of the valid points with their colours.
 
@@ -86,19 +95,53 @@ def ply_bytes(depth: Depth, image: NDArray[np.uint8]) -> bytes:
     Raises:
         KindError, DataError: as `points`.
     """
-    cloud = points(depth)
-    seen = np.isfinite(cloud[:, :, 2])
-    vertices = np.empty(int(seen.sum()), _VERTEX)
-    vertices["xyz"] = cloud[seen]
-    vertices["rgb"] = image[seen]
-    unit = "metres" if depth.kind is Kind.METRIC_DEPTH else "one unknown scale (from scaled_disparity)"
+    vertices = _vertices(depth, image)
     header = [
         "ply",
         "format binary_little_endian 1.0",
-        f"comment x right, y down, z forward; unit: {unit}",
+        f"comment x right, y down, z forward; unit: {unit_of(depth.kind)}",
         f"element vertex {len(vertices)}",
         *(f"property float {axis}" for axis in "xyz"),
         *(f"property uchar {colour}" for colour in ("red", "green", "blue")),
         "end_header",
     ]
     return ("\n".join(header) + "\n").encode("ascii") + vertices.tobytes()
+
+
+def pcd_bytes(depth: Depth, image: NDArray[np.uint8]) -> bytes:
+    """A binary PCD file (version 0.7) of the valid points; `rgb` holds the bits 0x00RRGGBB, as PCL expects.
+
+    Args:
+        depth: as for `points`, H x W.
+        image: H x W x 3 uint8 RGB.
+
+    Raises:
+        KindError, DataError: as `points`.
+    """
+    vertices = _vertices(depth, image)
+    packed = np.empty(len(vertices), np.dtype([("xyz", "<f4", 3), ("rgb", "<u4")]))
+    red, green, blue = vertices["rgb"].astype(np.uint32).T
+    packed["xyz"], packed["rgb"] = vertices["xyz"], red << 16 | green << 8 | blue
+    header = [
+        "# .PCD v0.7 - Point Cloud Data file format",
+        f"# x right, y down, z forward; unit: {unit_of(depth.kind)}",
+        "VERSION 0.7",
+        "FIELDS x y z rgb",
+        "SIZE 4 4 4 4",
+        "TYPE F F F F",
+        "COUNT 1 1 1 1",
+        f"WIDTH {len(packed)}",
+        "HEIGHT 1",
+        "VIEWPOINT 0 0 0 1 0 0 0",
+        f"POINTS {len(packed)}",
+        "DATA binary",
+    ]
+    return ("\n".join(header) + "\n").encode("ascii") + packed.tobytes()
+
+
+def _vertices(depth: Depth, image: NDArray[np.uint8]) -> NDArray[np.void]:
+    cloud = points(depth)
+    seen = np.isfinite(cloud[:, :, 2])
+    vertices = np.empty(int(seen.sum()), VERTEX)
+    vertices["xyz"], vertices["rgb"] = cloud[seen], image[seen]
+    return vertices

@@ -1,4 +1,4 @@
-"""Depth on disk: raw values, colours and point clouds, with a side file that says what the numbers mean."""
+"""Depth on disk: raw values, colours, points, meshes and maps, with a side file that says what the numbers mean."""
 
 from __future__ import annotations
 
@@ -16,16 +16,28 @@ from leadline.colors import color_indices, colorize, display_range, palette
 from leadline.depth import Depth, Intrinsics, Kind
 from leadline.errors import ConfigError, DataError, closest
 from leadline.image import read_depth_png
+from leadline.mesh import MOST_OBLIQUE_DEG, MOST_RATIO, mesh_bytes
+from leadline.occupancy import Slice, explained, map_files, occupancy, require_metres
 from leadline.output import write_atomic
 from leadline.png import png_bytes
-from leadline.point_cloud import ply_bytes
+from leadline.point_cloud import pcd_bytes, ply_bytes, require_points
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from numpy.typing import NDArray
 
-ENDINGS = {"png16": "_depth.png", "npy": ".npy", "color": "_color.png", "pointcloud": ".ply"}
+# where a format has several files, the first names the others
+ENDINGS = {
+    "png16": ("_depth.png",),
+    "npy": (".npy",),
+    "color": ("_color.png",),
+    "pointcloud": (".ply",),
+    "pcd": (".pcd",),
+    "mesh": ("_mesh.ply",),
+    "occupancy": ("_map.yaml", "_map.pgm"),
+}
+_SPATIAL = {"pointcloud": "point cloud", "pcd": "point cloud", "mesh": "mesh", "occupancy": "occupancy map"}
 SIDE_ENDING = ".json"
 _CODES = 65535
 _METRIC_STEPS = (0.001, 1 / 256)  # millimetres; then KITTI's step, up to 255 m
@@ -64,9 +76,27 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return names
 
 
+def in_space(formats: Collection[str]) -> str:
+    """What these formats need a camera for, in words; empty where none does."""
+    return next((_SPATIAL[name] for name in formats if name in _SPATIAL), "")
+
+
+def require_kind(kind: Kind, formats: Collection[str]) -> None:
+    """Pass where all these formats can be made of values of this kind.
+
+    Raises:
+        KindError: points or a mesh from a kind with an unknown shift, or a map in metres from values that are none.
+    """
+    for name in formats:
+        if name == "occupancy":
+            require_metres(kind)
+        elif name in _SPATIAL:
+            require_points(kind, _SPATIAL[name])
+
+
 def output_paths(base: Path, formats: Collection[str]) -> list[Path]:
     """Every file that `save` writes for `base` (a path without ending), the side file last."""
-    return [_with(base, ENDINGS[name]) for name in formats] + [_with(base, SIDE_ENDING)]
+    return [_with(base, ending) for name in formats for ending in ENDINGS[name]] + [_with(base, SIDE_ENDING)]
 
 
 def save(
@@ -77,31 +107,41 @@ def save(
     image: NDArray[np.uint8] | None = None,
     model: str = "",
     camera: Camera | None = None,
+    part: Slice | None = None,
 ) -> dict[str, Path]:
     """Write a depth map in the wanted formats and its side file `<base>.json`, each atomically.
 
     Args:
         depth: H x W.
         base: path without ending.
-        formats: of `png16` (raw values in steps, 0 = not valid), `npy` (raw float32), `color`, `pointcloud`.
-        image: the picture, H x W x 3 uint8 RGB, for the colours of the point cloud.
+        formats: of `png16` (raw values in steps, 0 = not valid), `npy` (raw float32), `color`, `pointcloud` (PLY),
+            `pcd`, `mesh` (PLY) and `occupancy` (a map as ROS reads it: YAML and PGM).
+        image: the picture, H x W x 3 uint8 RGB, for the colours of points and mesh.
         model: name of the network, for the side file.
         camera: what was taken for the picture's camera and why; None: the depth's own, as given.
+        part: of the scene, for `occupancy`; None for the defaults.
 
     Returns:
         Format (and `side`) to the file written.
 
     Raises:
         OutputError: the files cannot be written.
-        KindError, DataError: a point cloud from a kind with an unknown shift, or without camera.
+        KindError, DataError: points, a mesh or a map from a kind that gives none, or without camera.
     """
     files: dict[str, Path] = {}
     notes: dict[str, Any] = {}
     for name in formats:
-        files[name] = _with(base, ENDINGS[name])
-        data, note = _encoded(name, depth, image)
+        paths = [_with(base, ending) for ending in ENDINGS[name]]
+        files[name] = paths[0]
+        if name == "occupancy":
+            part = part or Slice()
+            contents, note = map_files(occupancy(depth, part), part, paths[1].name), explained(part)
+        else:
+            data, note = _encoded(name, depth, image)
+            contents = (data,)
         notes[name] = {"file": files[name].name, **note}
-        write_atomic(files[name], data)
+        for path, content in reversed(list(zip(paths, contents, strict=True))):
+            write_atomic(path, content)
     files["side"] = _with(base, SIDE_ENDING)
     write_atomic(files["side"], _side(depth, model, camera or Camera.of(depth.intrinsics), notes))
     return files
@@ -145,7 +185,11 @@ def _encoded(name: str, depth: Depth, image: NDArray[np.uint8] | None) -> tuple[
         return png_bytes(color_indices(depth, lo, hi), palette()), note
     if image is None:
         image = colorize(depth)
-    return ply_bytes(depth, image), {"axes": "x right, y down, z forward"}
+    axes = {"axes": "x right, y down, z forward"}
+    if name == "mesh":
+        rule = {"most_depth_ratio": MOST_RATIO, "most_degrees_from_normal": MOST_OBLIQUE_DEG}
+        return mesh_bytes(depth, image), {**axes, "triangles": rule}
+    return (pcd_bytes if name == "pcd" else ply_bytes)(depth, image), axes
 
 
 def to_codes(depth: Depth) -> tuple[NDArray[np.uint16], float, float]:

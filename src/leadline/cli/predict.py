@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from leadline.batch import GivenCamera, Outcome
+    from leadline.occupancy import Slice
     from leadline.predictor import Predictor
     from leadline.sources import Item
 
@@ -33,6 +34,10 @@ exit status is then 1.
 
 Metres from one picture are right only for a known camera: that of --fov or --intrinsics, else the focal length in the
 picture's EXIF data, else the camera of the model's training. Which one was taken is said, and stands in the side file.
+
+Points (pointcloud, pcd) and a mesh need such a camera; an occupancy map (the scene as seen from above between two
+heights, for ROS's map_server) needs metres as well, and takes the camera to be level.
+
 A film becomes a film: its depth beside it (--view), with its times and its sound. The raw values of its frames are
 made steady over time before they are coloured (--no-smooth leaves them as they are); --save raw16,npy keeps them. The
 same command goes on where an earlier one ended.
@@ -43,6 +48,7 @@ EXAMPLES = (
     "leadline predict photo.jpg",
     "leadline predict photos/ --recursive --out depth --save png16,color",
     "leadline predict 'frames/*.png' --save npy,pointcloud --fov 62",
+    "leadline predict photo.jpg -m leadline-s-indoor --fov 63 --save mesh,occupancy --slice=-1,0.2",
     "leadline predict film.mp4 --view overlay --flicker",
 )
 
@@ -59,7 +65,8 @@ def command(
         typer.Option(
             "--save",
             metavar="LIST",
-            help="Of png16, npy, color, pointcloud (default: png16,color); of films: mp4 (default), raw16, npy.",
+            help="Of png16, npy, color, pointcloud, pcd, mesh, occupancy (default: png16,color); of films: mp4 "
+            "(default), raw16, npy.",
         ),
     ] = None,
     view: View = None,
@@ -76,6 +83,22 @@ def command(
         Optional[str],  # noqa: UP045
         typer.Option("--intrinsics", metavar="FX,FY,CX,CY", help="The camera in pixels of the picture."),
     ] = None,
+    slice_: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--slice",
+            metavar="LOW,HIGH",
+            help="Occupancy: heights above the camera in metres (-0.5,0.5 if not given), as in --slice=-1,0.2.",
+        ),
+    ] = None,
+    cell: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--cell", metavar="M", help="Occupancy: side of a cell in metres (0.05 if not given)."),
+    ] = None,
+    reach: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--reach", metavar="M", help="Occupancy: metres ahead and to each side (10 if not given)."),
+    ] = None,
     size: Size = None,
     threads: Annotated[
         Optional[int],  # noqa: UP045
@@ -90,7 +113,10 @@ def command(
     from leadline.sources import find_films, find_pictures, refuse_overwriting_sources
 
     camera, wanted_size = _camera(fov, intrinsics), parse_size(size)
-    if (films := find_films(sources, out)) is not None:
+    films = find_films(sources, out)
+    formats = () if films is not None else parse_formats("png16,color" if save is None else save)
+    part = _slice(slice_, cell, reach, mapped="occupancy" in formats)
+    if films is not None:
         from leadline.cli.predict_films import predict_films
 
         wanted = film_options(save, view, smooth, range_, camera, flicker)
@@ -99,7 +125,6 @@ def command(
     for given, name in ((view, "--view"), (smooth, "--smooth"), (flicker or None, "--flicker"), (range_, "--range")):
         if given is not None:
             raise ConfigError("only films have", where=name, mend="leave it out, or name a film")
-    formats = parse_formats("png16,color" if save is None else save)
     items = find_pictures(
         sources, out, recursive=recursive, on_notice=lambda text: typer.echo(f"notice: {text}", err=True)
     )
@@ -113,11 +138,15 @@ def command(
         interruptible() as interrupted,
     ):
         started = time.perf_counter()
-        outcomes = _run(predictor, items, formats, camera, interrupted.is_set)
+        outcomes = _run(predictor, items, formats, camera, part, interrupted.is_set)
         seconds = time.perf_counter() - started
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(items) == 1 and failed and failed[0].error is not None:
         raise failed[0].error
+    if "occupancy" in formats:
+        typer.echo(
+            f"note: the occupancy maps take the camera to be level; heights {part.low:g} to {part.high:g} m", err=True
+        )
     _report(predictor, outcomes, out, seconds, json)
     if len(outcomes) < len(items):
         done = len(outcomes) - len(failed)
@@ -150,13 +179,27 @@ def _camera(fov: float | None, intrinsics: str | None) -> GivenCamera:
     return Intrinsics(fx, fy, cx, cy)
 
 
+def _slice(heights: str | None, cell: float | None, reach: float | None, *, mapped: bool) -> Slice:
+    from leadline.occupancy import Slice
+
+    for given, name in ((heights, "--slice"), (cell, "--cell"), (reach, "--reach")):
+        if given is not None and not mapped:
+            raise ConfigError("only occupancy maps of pictures have", where=name, mend="add --save occupancy")
+    default = Slice()
+    try:
+        low, high = (default.low, default.high) if heights is None else (float(each) for each in heights.split(","))
+    except ValueError as error:
+        mend = "write LOW,HIGH in metres above the camera, as in --slice=-1,0.2"
+        raise ConfigError("not a slice", where=f"--slice {heights}", why="two numbers are needed", mend=mend) from error
+    return Slice(low, high, default.cell if cell is None else cell, default.reach if reach is None else reach)
+
+
 def _opened(model: str, threads: int | None, size: tuple[int, int] | None, formats: Sequence[str]) -> Predictor:
-    from leadline.point_cloud import require_points
     from leadline.predictor import load
+    from leadline.saving import require_kind
 
     predictor = load(model, threads=cores_but_one() if threads is None else threads, size=size)
-    if "pointcloud" in formats:
-        require_points(predictor.contract.output.kind)
+    require_kind(predictor.contract.output.kind, formats)
     return predictor
 
 
@@ -165,6 +208,7 @@ def _run(
     items: Sequence[Item],
     formats: Sequence[str],
     camera: GivenCamera,
+    part: Slice,
     interrupted: Callable[[], bool],
 ) -> list[Outcome]:
     from rich.console import Console
@@ -178,7 +222,7 @@ def _run(
     show = console.is_terminal and len(items) > 1
     with Progress(*counted(), console=console, transient=True, disable=not show, refresh_per_second=4) as progress:
         task = progress.add_task("predict", total=len(items), rate="")
-        for outcome in predict_batch(predictor, items, formats, camera=camera, stopped=interrupted):
+        for outcome in predict_batch(predictor, items, formats, camera=camera, part=part, stopped=interrupted):
             outcomes.append(outcome)
             for notice in outcome.notices:
                 print(f"notice: {notice}", file=sys.stderr)
