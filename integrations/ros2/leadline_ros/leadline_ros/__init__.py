@@ -1,0 +1,1 @@
+"""Leadline as a ROS 2 node."""
