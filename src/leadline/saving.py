@@ -132,6 +132,7 @@ def save(
     notes: dict[str, Any] = {}
     for name in formats:
         paths = [_with(base, ending) for ending in ENDINGS[name]]
+        contents: tuple[bytes, ...]
         files[name] = paths[0]
         if name == "occupancy":
             part = part or Slice()

@@ -36,6 +36,7 @@ EXAMPLES = (
     "leadline camera 0",
     "leadline camera rtsp://192.168.1.20/stream --show none --json",
     "leadline camera film.mp4 --realtime --show terminal",
+    "leadline camera 0 --share depth   # another process: leadline.live.shared.read('depth')",
     "ffmpeg -i X -f rawvideo -pix_fmt rgb24 -s 640x480 - | leadline camera - --stdin-size 480,640 --record depth.mp4",
 )
 SCREENS = ("window", "terminal", "none")
@@ -53,6 +54,10 @@ def command(
     record: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--record", metavar="FILE", help="Write what is shown to FILE.mp4 or .mkv, with its times."),
+    ] = None,
+    share: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--share", metavar="NAME", help="Keep the latest raw values in shared memory of this name."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="A line of JSON on stdout for each frame.")] = False,
     view: View = None,
@@ -95,6 +100,7 @@ def command(
     from leadline.live.flow import opencv
     from leadline.live.latest import Latest
     from leadline.live.recording import Recording
+    from leadline.live.shared import Share
     from leadline.live.temporal import Smoothing
     from leadline.predictor import load
 
@@ -107,6 +113,7 @@ def command(
     wanted_view = "depth" if view is None and shown == "terminal" else view
     options = LiveOptions(parse_view(wanted_view), smoothing, parse_ends(range_), frames, seconds)
     recording = None if record is None else Recording(record)
+    shared = None if share is None else Share(share)
     taken = Latest(given, given.live if drop is None else drop, retries, timeout, _say)
     with (
         load(model, threads=cores_but_one() if threads is None else threads, size=parse_size(size)) as predictor,
@@ -115,6 +122,8 @@ def command(
         interrupted = stack.enter_context(interruptible())
         if recording is not None:
             stack.enter_context(recording)
+        if shared is not None:
+            stack.enter_context(shared)
         screen = _screen(shown, f"Leadline: {given.name}", stack)
         teller = _teller(json, quiet=shown == "terminal")
         stack.enter_context(taken)
@@ -124,6 +133,7 @@ def command(
             options,
             screen=screen,
             recording=recording,
+            share=shared,
             on_frame=teller,
             say=_say,
             stopped=interrupted.is_set,

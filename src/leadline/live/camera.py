@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from leadline.live.capture import Shot
     from leadline.live.latest import Latest
     from leadline.live.recording import Recording
+    from leadline.live.shared import Share
     from leadline.predictor import Predictor
 
 RECENT_S = 2.0  # over which the status line's frames a second are counted
@@ -136,6 +137,7 @@ def run_live(
     *,
     screen: Screen | None = None,
     recording: Recording | None = None,
+    share: Share | None = None,
     on_frame: Callable[[LiveFrame, LiveResult], None] = lambda frame, result: None,
     say: Callable[[str], None] = lambda text: None,
     stopped: Callable[[], bool] = lambda: False,
@@ -148,13 +150,14 @@ def run_live(
         options: what is made of it.
         screen: to show on.
         recording: to write to.
+        share: shared memory for the values.
         on_frame: takes each frame's figures, and those of the run so far.
         say: takes one sentence about what is worth saying.
         stopped: asked between frames.
 
     Raises:
         DataError: the source was lost for good.
-        OutputError: the recording cannot be written.
+        OutputError: the recording or the shared memory cannot be written.
         NumericalError: the engine returned NaN.
     """
     kind = predictor.contract.output.kind
@@ -171,6 +174,8 @@ def run_live(
                 say(f"the resolution changes to {picture.shape[0]}x{picture.shape[1]}; resized to {size[0]}x{size[1]}")
             picture, result.resized = fitted(picture, size), result.resized + 1
         values = _steady_values(predictor, picture, smoother)
+        if share is not None:
+            share.write(values, kind, shot.unix)
         lo, hi = display.update(values, kind)
         if screen is not None or recording is not None:
             drawn = draw(picture, values, kind, lo, hi, options.view)
