@@ -66,9 +66,9 @@ class Share:
         """
         if self._block is None:
             self._block = _made(self.name, START + 4 * values.size)
-            header = np.array([VERSION, KINDS.index(kind), *values.shape], "<u4").tobytes()
-            self._block.buf[: 8 + len(header)] = MAGIC + header
-        buffer = self._block.buf
+            np.frombuffer(self._buffer, "<u4", 4, 8)[:] = VERSION, KINDS.index(kind), *values.shape
+            self._buffer[:8] = MAGIC
+        buffer = self._buffer
         if tuple(np.frombuffer(buffer, "<u4", 2, 16)) != values.shape:
             raise DataError("the depth's size changed", where=f"--share {self.name}", why=f"now {values.shape}")
         self.frames += 1
@@ -77,6 +77,11 @@ class Share:
         reals[4:6] = unix, float(kind is Kind.METRIC_DEPTH)
         np.frombuffer(buffer, "<f4", values.size, START)[:] = values.reshape(-1)
         words[_FINISHED] = self.frames
+
+    @property
+    def _buffer(self) -> Any:
+        assert self._block is not None
+        return self._block.buf
 
     def __enter__(self) -> Share:
         return self
@@ -156,8 +161,8 @@ def _copied(name: str) -> bytes:
 
 def _mapped(name: str) -> SharedMemory | mmap.mmap:
     """The block for reading; SharedMemory before Python 3.13 would remove it when a mere reader ends."""
-    if sys.platform == "linux":
-        with (Path("/dev/shm") / name).open("rb") as file:
+    if (place := Path("/dev/shm") / name).exists():
+        with place.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     untracked: dict[str, Any] = {"track": False} if sys.version_info >= (3, 13) else {}
     return SharedMemory(name, **untracked)
