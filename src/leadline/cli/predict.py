@@ -35,8 +35,8 @@ exit status is then 1.
 Metres from one picture are right only for a known camera: that of --fov or --intrinsics, else the focal length in the
 picture's EXIF data, else the camera of the model's training. Which one was taken is said, and stands in the side file.
 
-Points (pointcloud, pcd) and a mesh need such a camera; an occupancy map (the scene as seen from above between two
-heights, for ROS's map_server) needs metres as well, and takes the camera to be level.
+Points (pointcloud, pcd) and a mesh need a known camera, given or from EXIF; an occupancy map (the scene as seen from
+above between two heights, for ROS's map_server) needs metres as well, and takes the camera to be level.
 
 A film becomes a film: its depth beside it (--view), with its times and its sound. The raw values of its frames are
 made steady over time before they are coloured (--no-smooth leaves them as they are); --save raw16,npy keeps them. The
