@@ -36,7 +36,8 @@ PRECISIONS = {
 }
 # A CNN has no matrix products that could be quantised while running.
 CASES = [(engine, p) for engine, precisions in PRECISIONS.items() for p in sorted(precisions) if p != "int8-dynamic"]
-SLOW = {"torch-compile"}  # compiles each network in C++, which takes minutes
+# An engine, or one of its precisions, that compiles or converts for long; its own test file has the quick checks.
+SLOW = {"torch-compile", "tvm", ("executorch", "int8-static")}
 # mean |difference| over the output's standard deviation: rounding of the precision through 40 layers
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 0.15, "int8-weights": 0.1, "int8-static": 0.35, "palettised": 0.15}
 RAN = {"fp32": ("fp32",), "fp16": ("fp16", "fp32 (fp16 weights)"), "bf16": ("bf16", "fp32")}
@@ -46,7 +47,7 @@ RAN |= {"palettised": ("fp16 (6-bit weights)",)}
 
 def marked(*values: str) -> object:
     """A case of an engine, which is slow where the engine is."""
-    return pytest.param(*values, marks=[pytest.mark.slow] if values[0] in SLOW else [])
+    return pytest.param(*values, marks=[pytest.mark.slow] if {values[0], values} & SLOW else [])
 
 
 @pytest.fixture(params=[marked(name) for name in RUNTIMES])

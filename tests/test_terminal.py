@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import test_studies as studies
-from leadline.cli.optimize import _Display, _tables
+from leadline.cli.optimize import Display, tables
 from leadline.cli.terminal import lettered, print_whole
 from leadline.studies.optimize import Optimized
 from leadline.studies.recommend import Recommendation
@@ -23,7 +23,7 @@ def printed(width: int) -> str:
     outcome = Outcome(Study("leadline-s-indoor"), Path("runs"), rows)
     found = Optimized(outcome, Recommendation(rows[1], "why"), Path("report.html"))
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    for table in _tables(found, console):
+    for table in tables(found, console):
         print_whole(table, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -45,7 +45,7 @@ def test_eighty_columns_hold_every_line_of_a_study() -> None:
 
 
 def test_a_study_counts_nothing_before_it_knows_how_many() -> None:
-    display = _Display(quiet=False)
+    display = Display(quiet=False)
     display.console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     with display:
         [task] = display.bar.tasks

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from leadline.bundle import Bundle
+from leadline.bundle import Bundle, load_bundle
 from leadline.models import depth_anything, fastdepth
 from leadline.reference import LoadedModel
 from leadline.runtimes.base import ExportOptions, Precision, runtime
@@ -109,6 +109,8 @@ def exported(
         calibration=pictures(8, side) if precision == "int8-static" else (),
     )
     folder = _root() / f"{name}-{engine}-{precision}-{side[0]}-{side[1]}-{dynamic}"
+    if folder.exists():  # asked for in other words before
+        return load_bundle(folder)
     folder.mkdir()
     return runtime(engine).export(model, options, folder)
 
