@@ -19,6 +19,7 @@ from leadline.output import (
     check_named,
     check_writable,
     output_lock,
+    refuse_finished,
     sha256_file,
     write_atomic,
     write_named,
@@ -242,3 +243,20 @@ def test_command_refuses_a_read_only_output_before_any_work(tmp_path):
     done = run("convert", tmp_path / "missing.pth", "--out", "/proc/leadline")
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot write to '/proc/leadline'")
+
+
+def test_a_finished_folder_takes_no_study_and_what_lies_in_it_is_not_lost(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "model.onnx").write_bytes(b"x")
+    (bundle / "manifest.json").write_text('{"kind": "bundle", "files": {"model.onnx": {}}}')
+    with pytest.raises(OutputError, match="holds a bundle"):
+        refuse_finished(bundle)
+    refuse_finished(tmp_path)
+    (bundle / "study.sqlite").write_bytes(b"x")
+    with pytest.raises(OutputError, match=r"'study\.sqlite' beside a bundle"), atomic_folder(bundle, replaces="bundle"):
+        pass
+    (bundle / "study.sqlite").unlink()
+    with atomic_folder(bundle, replaces="bundle") as folder:
+        (folder / "new").write_bytes(b"y")
+    assert [path.name for path in bundle.iterdir()] == ["new"]

@@ -200,6 +200,28 @@ def _check_replaceable(path: Path, replaces: str | None) -> None:
         holds = f"it holds a {found}" if found else "it holds files that Leadline did not write"
         why = holds if path.is_dir() else "it is a file"
         raise OutputError("will not replace", where=path, why=why, mend="choose another output folder")
+    if strangers := _strangers(path):
+        why = f"it holds {strangers[0]!r} beside a {found}"
+        raise OutputError("will not replace", where=path, why=why, mend="choose another output folder")
+
+
+def _strangers(path: Path) -> list[str]:
+    """What lies in a checkpoint or bundle without belonging to it; hidden names and caches of Python apart."""
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    listed = {str(Path(name).parts[0]) for name in manifest.get("files", {})}
+    own = listed | {"manifest.json", "measurements.json", LOCK_NAME, "__pycache__"}
+    return sorted(each.name for each in path.iterdir() if each.name not in own and not each.name.startswith("."))
+
+
+def refuse_finished(folder: Path) -> None:
+    """Refuse a folder that is a checkpoint, a bundle or a data set as the place of a study or recipe.
+
+    Raises:
+        OutputError: it is one.
+    """
+    if found := _kind_of(folder):
+        mend = "choose another output folder"
+        raise OutputError("will not write into", where=folder, why=f"it holds a {found}", mend=mend)
 
 
 def _kind_of(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leadline.evaluation.splits import choose_split
-from leadline.output import check_writable, output_lock
+from leadline.output import check_writable, output_lock, refuse_finished
 from leadline.runtimes.base import usual_runtimes
 from leadline.studies.engine_choice import first_available
 from leadline.studies.farm import Farm
@@ -71,6 +71,7 @@ def carry_out(
     for what, source in (("data", file.data), ("calibration", file.calibration), ("model", file.model)):
         refuse_inside(out, what, source)
     check_writable(out)
+    refuse_finished(out)
     data, scenes = choose_scenes(file.data, file.model)
     split, part = choose_split(data, file.split)
     protocol, notice = choose_protocol(data, split, file.protocol)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadline.errors import OutputError
 from leadline.evaluation.splits import choose_split
-from leadline.output import check_writable, output_lock
+from leadline.output import check_writable, output_lock, refuse_finished
 from leadline.runtimes.base import usual_runtimes
 from leadline.studies.ground_truth import choose_protocol, choose_scenes
 from leadline.studies.recommend import Limits, Recommendation, recommend
@@ -85,6 +85,7 @@ def optimize(
     options["split"], part = choose_split(data, options.get("split"))
     chosen, notice = choose_protocol(data, options["split"], protocol)
     check_writable(folder)
+    refuse_finished(folder)
     with output_lock(folder):
         notices = [scenes, part, notice, "" if options.get("runtimes") else usual_runtimes()[1]]
         if training is not None:

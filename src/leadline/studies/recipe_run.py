@@ -13,7 +13,7 @@ from leadline.bundle import Bundle, load_bundle, write_bundle
 from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.compression import Place
 from leadline.errors import ConfigError, OutputError
-from leadline.output import check_writable, output_lock, sha256_file, write_atomic
+from leadline.output import check_writable, output_lock, refuse_finished, sha256_file, write_atomic
 from leadline.reference import load_model
 from leadline.studies.before_after import RUNS, measure
 from leadline.studies.recipe_start import begin
@@ -80,6 +80,7 @@ def run_recipe(
     """
     say = on_line or (lambda line: None)
     check_writable(out)
+    refuse_finished(out)
     with output_lock(out):
         start = begin(recipe, out)
         for notice in start.notices:
