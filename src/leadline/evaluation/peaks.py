@@ -120,9 +120,10 @@ def products(threads: int) -> Iterator[tuple[str, str, float, Callable[[], objec
             narrow = whole.to(kind)
             yield precision, f"torch {side}", operations, _bound(torch.matmul, narrow, narrow)
         integers = torch.from_numpy(generator.integers(-127, 127, (side, side)).astype(np.int8))
-        with contextlib.suppress(RuntimeError, NotImplementedError, AttributeError):  # a private product of torch's
-            torch._int_mm(integers, integers)
-            yield "int8", f"torch _int_mm {side}", operations, _bound(torch._int_mm, integers, integers)
+        private = getattr(torch, "_int_mm", None)  # another PyTorch may lack it, or its kernel for this processor
+        with contextlib.suppress(RuntimeError):
+            if private is not None and private(integers, integers) is not None:
+                yield "int8", f"torch _int_mm {side}", operations, _bound(private, integers, integers)
         yield "fp32", f"onnxruntime MatMul {side}", operations, _onnx_product("MatMul", side, threads)
         yield "int8", f"onnxruntime MatMulInteger {side}", operations, _onnx_product("MatMulInteger", side, threads)
 

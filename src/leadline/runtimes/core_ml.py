@@ -166,7 +166,7 @@ def converted(model: nn.Module, contract: Contract, precision: Precision, name: 
                 compute_precision=narrow,
                 minimum_deployment_target=ct.target.iOS17,
             )
-    except (NotImplementedError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
         why, mend = _first_line(error), "export it to onnxruntime, whose coreml provider runs it on a Mac"
         raise UnavailableError("coremltools cannot convert", where=name, why=why, mend=mend) from error
 

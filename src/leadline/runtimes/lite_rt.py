@@ -223,7 +223,7 @@ def _converted(source: Exportable, contract: Contract) -> bytes:
             with torch.no_grad():
                 made = litert_torch.convert(source.model.eval(), (example.to(device),))
             data: bytes = made.model_content()
-        except (RuntimeError, ValueError, TypeError, NotImplementedError, KeyError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
             why, mend = _first_line(error), "export it to onnxruntime"
             raise UnavailableError("litert cannot convert", where=source.name, why=why, mend=mend) from error
     return data

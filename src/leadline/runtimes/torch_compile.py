@@ -105,7 +105,7 @@ def compile_session(session: Any, size: tuple[int, int], *, name: str) -> None:
             raise _failed(again, name) from again
 
 
-FAULTS = (RuntimeError, NotImplementedError, OSError, ImportError)
+FAULTS = (RuntimeError, OSError, ImportError)
 TORN = ("file too short", "invalid ELF header")
 
 
