@@ -102,3 +102,11 @@ def closest(word: str, known: Iterable[str]) -> str:
         return f"did you mean {near[0]!r}?"
     more = f", and {len(options) - MOST_NAMED} more" if len(options) > MOST_NAMED else ""
     return f"known: {', '.join(options[:MOST_NAMED])}{more}"
+
+
+def one_line(error: BaseException, line: int = 0) -> str:
+    """What an error of another library says in one line, the first unless told otherwise; its class if it is silent."""
+    # A missing key's own text is the key in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [part.strip() for part in text.splitlines() if part.strip()]
+    return lines[line] if lines else type(error).__name__

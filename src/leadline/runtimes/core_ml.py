@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ConfigError, UnavailableError
+from leadline.errors import BundleError, ConfigError, UnavailableError, one_line
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -167,7 +167,7 @@ def converted(model: nn.Module, contract: Contract, precision: Precision, name: 
                 minimum_deployment_target=ct.target.iOS17,
             )
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        why, mend = _first_line(error), "export it to onnxruntime, whose coreml provider runs it on a Mac"
+        why, mend = one_line(error), "export it to onnxruntime, whose coreml provider runs it on a Mac"
         raise UnavailableError("coremltools cannot convert", where=name, why=why, mend=mend) from error
 
 
@@ -302,7 +302,7 @@ class _CoreMLSession(Session):
             with quiet_engine():
                 self._model = ct.models.MLModel(str(self._path), compute_units=units)
         except (RuntimeError, OSError) as error:
-            raise BundleError("CoreML cannot load", where=self._path, why=_first_line(error)) from error
+            raise BundleError("CoreML cannot load", where=self._path, why=one_line(error)) from error
 
     @property
     def precision_ran(self) -> str:
@@ -326,8 +326,3 @@ def _import_coremltools() -> Any:
     with quiet_engine():  # it remarks on every version that it was not tested with
         import coremltools
     return coremltools
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

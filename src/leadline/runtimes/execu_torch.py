@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ConfigError, NumericalError, UnavailableError
+from leadline.errors import BundleError, ConfigError, NumericalError, UnavailableError, one_line
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -161,7 +161,7 @@ class _ExecuTorchSession(Session):
                 self._program = Runtime.get().load_program(self._path)
                 self._method = self._program.load_method("forward")
             except (RuntimeError, KeyError) as error:
-                why = str(error).strip().splitlines()[0]
+                why = one_line(error)
                 raise BundleError("executorch cannot load", where=self._path, why=why) from error
         self._library, self._pool_made = library, _pool.made
 
@@ -186,7 +186,7 @@ class _ExecuTorchSession(Session):
             try:
                 outputs.append(self._method.execute([picture])[0].numpy().copy())
             except RuntimeError as error:
-                why = str(error).strip().splitlines()[0]
+                why = one_line(error)
                 raise NumericalError("executorch could not run", where=self._path, why=why) from error
         return np.concatenate(outputs)
 

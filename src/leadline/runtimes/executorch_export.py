@@ -6,7 +6,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from leadline.errors import ConfigError, UnavailableError
+from leadline.errors import ConfigError, UnavailableError, one_line
 from leadline.runtimes.options import Precision
 from leadline.runtimes.quiet import quiet_engine
 
@@ -59,7 +59,7 @@ def lowered(model: nn.Module, contract: Contract, options: ExportOptions, *, nam
             raise
         except Exception as error:
             cause = error.__cause__ or error
-            why = f"{type(cause).__name__}: {cause}".splitlines()[0]
+            why = f"{type(cause).__name__}: {one_line(cause)}"
             mend = "export it to onnxruntime"
             raise UnavailableError("executorch cannot export", where=name, why=why, mend=mend) from error
 

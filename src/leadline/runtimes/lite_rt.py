@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ConfigError, UnavailableError
+from leadline.errors import BundleError, ConfigError, UnavailableError, one_line
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -144,7 +144,7 @@ class _LiteRtSession(Session):
                 self._network = Interpreter(str(path), num_threads=threads)
                 self._network.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise BundleError("litert cannot load", where=path, why=_first_line(error)) from error
+            raise BundleError("litert cannot load", where=path, why=one_line(error)) from error
         self._input, self._output = self._ends(path)
         self._one_by_one = True
 
@@ -224,7 +224,7 @@ def _converted(source: Exportable, contract: Contract) -> bytes:
                 made = litert_torch.convert(source.model.eval(), (example.to(device),))
             data: bytes = made.model_content()
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            why, mend = _first_line(error), "export it to onnxruntime"
+            why, mend = one_line(error), "export it to onnxruntime"
             raise UnavailableError("litert cannot convert", where=source.name, why=why, mend=mend) from error
     return data
 
@@ -234,8 +234,3 @@ def _require_converter() -> None:
         if importlib.util.find_spec(module) is None:
             why = f"{package} is not installed; running its bundles needs ai-edge-litert alone"
             raise UnavailableError("litert cannot export", why=why, mend=f"run {CONVERTER}")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

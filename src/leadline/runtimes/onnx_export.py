@@ -9,7 +9,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from leadline.errors import UnavailableError
+from leadline.errors import UnavailableError, one_line
 from leadline.output import write_atomic
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _exported(model: nn.Module, contract: Contract, batches: bool) -> onnx.Model
                 verbose=False,
             )
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        why = one_line(error)
         mend = "export a fixed size" if spec.dynamic else "use runtime torch"
         raise UnavailableError("cannot export to ONNX", where=contract.name, why=why, mend=mend) from error
     finally:

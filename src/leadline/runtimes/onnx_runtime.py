@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ContractError, UnavailableError
+from leadline.errors import BundleError, ContractError, UnavailableError, one_line
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -244,7 +244,7 @@ def _create(
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=chain)
     except state.NotImplemented as error:
-        why = _first_line(error)
+        why = one_line(error)
         mend = "update onnxruntime or export to another runtime"
         raise UnavailableError("onnxruntime lacks an operator of", where=path, why=why, mend=mend) from error
     except (
@@ -255,7 +255,7 @@ def _create(
         state.NoSuchFile,
         state.RuntimeException,
     ) as error:
-        raise BundleError("onnxruntime cannot load", where=path, why=_first_line(error)) from error
+        raise BundleError("onnxruntime cannot load", where=path, why=one_line(error)) from error
     check_started(session, provider, options.device)
     return session
 
@@ -317,8 +317,3 @@ def _version() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

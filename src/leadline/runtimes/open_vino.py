@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ConfigError, UnavailableError
+from leadline.errors import BundleError, ConfigError, UnavailableError, one_line
 from leadline.runtimes import nncf_quantize
 from leadline.runtimes.base import (
     Availability,
@@ -207,7 +207,7 @@ class _OpenVinoSession(Session):
         try:
             self._compiled = self._compile({})
         except RuntimeError as error:
-            raise BundleError("openvino cannot load", where=path, why=_reason(error)) from error
+            raise BundleError("openvino cannot load", where=path, why=one_line(error, -1)) from error
         self._request = self._compiled.create_infer_request()
         self._one_by_one = self._compiled.input(0).partial_shape[0] == 1
         self._precision = Precision(bundle.precision)
@@ -275,7 +275,7 @@ def _read_onnx(openvino: Any, proto: onnx.ModelProto, name: str) -> Any:
             # The weights are mapped from the file; converting at once frees us to remove it.
             return openvino.convert_model(path)
         except RuntimeError as error:
-            why, mend = _reason(error), "export it to onnxruntime"
+            why, mend = one_line(error, -1), "export it to onnxruntime"
             raise UnavailableError("openvino cannot convert", where=name, why=why, mend=mend) from error
 
 
@@ -288,8 +288,3 @@ def _import_openvino() -> Any:
     import openvino
 
     return openvino
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import ConfigError, UnavailableError
+from leadline.errors import ConfigError, UnavailableError, one_line
 from leadline.runtimes.base import Availability, Precision, Session, SessionOptions
 from leadline.runtimes.quiet import quiet_engine
 from leadline.runtimes.torch_eager import TorchRuntime
@@ -110,6 +110,4 @@ TORN = ("file too short", "invalid ELF header")
 
 
 def _failed(error: BaseException, name: str) -> UnavailableError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = lines[0] if lines else type(error).__name__
-    return UnavailableError("torch.compile failed on", where=name, why=why, mend="use runtime torch")
+    return UnavailableError("torch.compile failed on", where=name, why=one_line(error), mend="use runtime torch")

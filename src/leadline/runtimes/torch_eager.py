@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ConfigError
+from leadline.errors import BundleError, ConfigError, one_line
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -141,7 +141,7 @@ def open_model(
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        told = str(error).splitlines()[0]
+        told = one_line(error)
         why = "this PyTorch is built without it" if "not compiled with" in told else told
         raise ConfigError("torch cannot use the device", where=options.device, why=why, mend="use cpu") from error
     if device.type == "cuda":

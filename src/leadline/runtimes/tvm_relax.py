@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ConfigError, UnavailableError
+from leadline.errors import BundleError, ConfigError, UnavailableError, one_line
 from leadline.output import cache_folder
 from leadline.runtimes.base import (
     Availability,
@@ -185,7 +185,7 @@ def imported(data: bytes, name: str) -> Any:
         proto = onnx.load_model_from_string(data)
         onnx.checker.check_model(proto)
     except (DecodeError, onnx.checker.ValidationError) as error:
-        raise BundleError("not an ONNX graph", where=name, why=_first_line(error)) from error
+        raise BundleError("not an ONNX graph", where=name, why=one_line(error)) from error
     with quiet_engine():
         import tvm
         from tvm.relax.frontend.onnx import from_onnx
@@ -193,7 +193,7 @@ def imported(data: bytes, name: str) -> Any:
         try:
             return from_onnx(proto, keep_params_in_input=False)
         except (tvm.error.InternalError, tvm.error.OpNotImplemented, ValueError, TypeError, AttributeError) as error:
-            why, mend = _first_line(error), "export it to onnxruntime"
+            why, mend = one_line(error), "export it to onnxruntime"
             raise UnavailableError("tvm cannot convert", where=name, why=why, mend=mend) from error
 
 
@@ -243,7 +243,7 @@ def _compiled(network: Any, target: Any, database: tuple[Path, ...] | None, fold
         with target, meta_schedule.database.JSONDatabase(*(str(path) for path in database)):
             network = relax.get_pipeline("zero")(network)  # fuses layers, then applies the database
     except (tvm.error.InternalError, ValueError, TypeError, RuntimeError) as error:
-        raise BundleError("tvm cannot use the records of tuning", where=folder, why=_first_line(error)) from error
+        raise BundleError("tvm cannot use the records of tuning", where=folder, why=one_line(error)) from error
     return tvm.compile(network, target=target)
 
 
@@ -268,8 +268,3 @@ def _keep(built: Any, path: Path) -> None:
             made.replace(path)
     except (OSError, RuntimeError):
         return
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
