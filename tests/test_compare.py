@@ -43,6 +43,16 @@ def row(
     return Measurement.model_validate(values | more), texts
 
 
+def with_reference(
+    one: tuple[Measurement, dict[str, str]], ms: float, quartiles: tuple[float, float] | None = None
+) -> tuple[Measurement, dict[str, str]]:
+    """The same row beside a reference that took `ms` in the same rounds."""
+    latency = one[0].latency
+    assert latency
+    changed = latency.model_copy(update={"reference_p50": float(ms), "ratio_quartiles": quartiles})
+    return one[0].model_copy(update={"latency": changed}), one[1]
+
+
 def store(folder: Path, *rows: tuple[Measurement, dict[str, str]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with Store(folder / "study.sqlite") as kept:
@@ -51,7 +61,7 @@ def store(folder: Path, *rows: tuple[Measurement, dict[str, str]]) -> Path:
     return folder
 
 
-def compared(tmp_path: Path, a: list, b: list, **thresholds: float) -> Comparison:
+def compared(tmp_path: Path, a: list, b: list, **thresholds: object) -> Comparison:
     first, second = store(tmp_path / "a", *a), store(tmp_path / "b", *b)
     return compare_stores(read_store(first), read_store(second), Thresholds(**thresholds))
 
@@ -62,7 +72,7 @@ def test_the_same_twice_has_no_regression(tmp_path: Path) -> None:
     assert [pair.name for pair in found.pairs] == ["onnxruntime fp32 64x96", "onnxruntime int8-static 64x96"]
     for pair in found.pairs:
         assert pair.change == Figure(value=0, low=0, high=0, n=10)
-        assert (pair.slower.value, pair.relative, pair.memory, pair.size) == (1, 1, 1, 1)
+        assert (pair.slower.value, pair.relative.value, pair.memory, pair.size) == (1, 1, 1, 1)
     assert (found.only_a, found.only_b, found.notices) == ([], [], [])
 
 
@@ -111,7 +121,7 @@ class TestAccuracy:
 
 class TestTimes:
     def test_slower_beyond_the_spread_is_a_regression(self, tmp_path: Path) -> None:
-        found = compared(tmp_path, [row(ms=10)], [row(ms=12)])
+        found = compared(tmp_path, [row(ms=10)], [row(ms=12)], by="ms")
         # middle halves 9.9..10.1 and 11.9..12.1: quotients from 11.9/10.1 to 12.1/9.9
         slower = found.pairs[0].slower
         assert (slower.value, slower.low, slower.high) == (
@@ -121,10 +131,44 @@ class TestTimes:
         )
         [said] = found.regressions
         assert "1.20 times the time [1.18, 1.22], 10.00 to 12.00 ms (allowed 1.1)" in said
-        assert compared(tmp_path / "x", [row(ms=10)], [row(ms=12)], max_slower=1.3).regressions == []
+        assert found.judged_by == "Times were judged by the time of a run."
+        assert compared(tmp_path / "x", [row(ms=10)], [row(ms=12)], max_slower=1.3, by="ms").regressions == []
+
+    def test_a_busy_machine_that_slowed_the_reference_too_is_no_regression(self, tmp_path: Path) -> None:
+        """Twice the time beside a reference of twice the time: a ratio of 0.25 both times."""
+        found = compared(tmp_path / "1", [row(ms=10)], [with_reference(row(ms=20), 80)])
+        assert found.regressions == []
+        assert (found.pairs[0].slower.value, found.pairs[0].relative.value) == (2, 1)
+        assert found.judged_by.startswith("Times were judged by the ratio to each study's own reference")
+        assert len(compared(tmp_path / "2", [row(ms=10)], [with_reference(row(ms=20), 80)], by="ms").regressions) == 1
+
+    def test_a_larger_share_of_the_references_time_is_a_regression(self, tmp_path: Path) -> None:
+        """As many milliseconds, beside a reference that took half of them: a ratio of 0.25, then of 0.5."""
+        found = compared(tmp_path, [row(ms=10)], [with_reference(row(ms=10), 20, quartiles=(0.9, 1.1))])
+        [said] = found.regressions
+        # the first's ratio has the spread of its time (9.9 to 10.1 of 40), the second's that of its rounds
+        assert "2.00 times the time against the reference in turn [1.78, 2.22]" in said
+        assert "ratio 0.250 to 0.500 (10.00 to 10.00 ms) (allowed 1.1)" in said
+
+    def test_the_reference_itself_has_no_ratio_and_is_not_judged_by_it(self, tmp_path: Path) -> None:
+        first, second = (with_reference(row(ms=ms, runtime="torch"), ms) for ms in (40, 60))
+        found = compared(tmp_path / "1", [first], [second])
+        assert found.regressions == []
+        assert found.pairs[0].relative is None
+        assert "the reference itself takes 1.50 times the time, 40.00 to 60.00 ms" in found.pairs[0].doubts[0]
+        assert len(compared(tmp_path / "2", [first], [second], by="ms").regressions) == 1
+
+    def test_ratios_to_different_references_are_not_compared(self, tmp_path: Path) -> None:
+        first, second = (with_reference(row(ms=40, runtime="torch", device=device), 40) for device in ("", "cuda"))
+        found = compared(tmp_path, [first, row()], [second, with_reference(row(), 5)])
+        assert found.notices == [
+            "Different references: torch fp32 64x96 and torch on cuda fp32 64x96. Ratios to them do not compare."
+        ]
+        [pair] = found.pairs
+        assert (pair.relative, pair.times.by, pair.regressions) == (None, "ms", ())
 
     def test_times_that_scatter_and_overlap_are_a_doubt(self, tmp_path: Path) -> None:
-        found = compared(tmp_path, [row(ms=10, iqr=4)], [row(ms=12, iqr=4)])
+        found = compared(tmp_path, [row(ms=10, iqr=4)], [row(ms=12, iqr=4)], by="ms")
         assert found.regressions == []
         assert "the times scatter and overlap" in found.pairs[0].doubts[0]
 
@@ -159,17 +203,27 @@ def test_memory_and_size_are_compared(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_of_one_side_are_listed_and_new_failures_are_regressions(tmp_path: Path) -> None:
-    failed = row(status=Status.FAILED, reason="killed by SIGSEGV", accuracy=None, latency=None)
-    found = compared(tmp_path, [row(), row("fp16")], [failed, row("int8-static")])
-    assert found.only_a == ["onnxruntime fp16 64x96"]
+def test_rows_that_are_missing_fail_or_are_skipped_are_regressions(tmp_path: Path) -> None:
+    none = {"accuracy": None, "latency": None}
+    failed = row(status=Status.FAILED, reason="killed by SIGSEGV", **none)
+    skipped = row("bf16", status=Status.SKIPPED, reason="not installed", **none)
+    never = row("int8-dynamic", status=Status.SKIPPED, reason="no such arithmetic", **none)
+    ours, theirs = [row(), row("fp16"), row("bf16"), never], [failed, skipped, row("int8-static")]
+    found = compared(tmp_path / "1", ours, theirs)
+    assert found.only_a == ["onnxruntime fp16 64x96", "onnxruntime int8-dynamic 64x96"]
     assert found.only_b == ["onnxruntime int8-static 64x96"]
-    assert found.regressions == ["onnxruntime fp32 64x96: was measured and now fails: killed by SIGSEGV"]
+    assert found.regressions == [
+        "onnxruntime fp32 64x96: was measured and now fails: killed by SIGSEGV",
+        "onnxruntime bf16 64x96: was measured and is now skipped: not installed",
+        "onnxruntime fp16 64x96: measured in the first, missing in the second",
+    ]
+    assert compared(tmp_path / "2", ours, theirs, allow_missing=True).regressions == found.regressions[:1]
 
 
 def test_a_lost_machine_is_no_row(tmp_path: Path) -> None:
     lost = row("fp16", lost=True, status=Status.FAILED, reason="device lost")
-    assert compared(tmp_path, [row(), row("fp16")], [row(), lost]).only_a == ["onnxruntime fp16 64x96"]
+    found = compared(tmp_path, [row(), row("fp16")], [row(), lost])
+    assert found.only_a == found.missing == ["onnxruntime fp16 64x96"]
 
 
 def test_of_a_candidate_that_was_measured_twice_the_later_row_counts(tmp_path: Path) -> None:
@@ -177,10 +231,19 @@ def test_of_a_candidate_that_was_measured_twice_the_later_row_counts(tmp_path: P
     assert [pair.slower.value for pair in found.pairs] == [1]
 
 
-def test_one_model_under_two_names_is_taken_as_one(tmp_path: Path) -> None:
-    found = compared(tmp_path, [row(model="runs/a")], [row(model="runs/b")])
+def test_two_models_are_compared_on_request_only(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"of another model.*first is of runs/a, this one of runs/b.*--across-models"):
+        compared(tmp_path / "1", [row(model="runs/a")], [row(model="runs/b")])
+    found = compared(tmp_path / "2", [row(model="runs/a")], [row(model="runs/b")], across_models=True)
     assert len(found.pairs) == 1
-    assert found.notices == ["The models are called runs/a and runs/b: taken as one."]
+    assert found.notices == ["Different models: runs/a and runs/b."]
+
+
+def test_another_network_under_the_same_name_is_reported(tmp_path: Path) -> None:
+    found = compared(tmp_path, [row(parameters=1_360_786)], [row(parameters=900)])
+    assert found.notices == [
+        "Different networks: onnxruntime fp32 64x96 has 1,360,786 parameters, and in the second 900."
+    ]
 
 
 class TestWhatCannotBeCompared:
@@ -206,9 +269,16 @@ class TestWhatCannotBeCompared:
         with pytest.raises(DataError, match="newer version"):
             read_store(place)
 
-    def test_a_bad_threshold(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["max_slower", "max_larger", "max_drop"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+    def test_a_bad_threshold(self, tmp_path: Path, name: str, value: float) -> None:
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}.*finite number"):
+            compared(tmp_path, [row()], [row()], **{name: value})
+
+    def test_a_quotient_of_0_is_none_and_a_drop_of_0_is_one(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="above 0"):
-            compared(tmp_path, [row()], [row()], max_slower=0)
+            compared(tmp_path / "1", [row()], [row()], max_slower=0)
+        assert compared(tmp_path / "2", [row()], [row()], max_drop=0).regressions == []
 
 
 def test_reading_changes_nothing_and_needs_no_right_to_write(tmp_path: Path) -> None:
@@ -232,6 +302,31 @@ def test_the_exit_status_serves_ci(tmp_path: Path, ms: float, status: int, said:
     done = CliRunner().invoke(app, ["compare", str(a), str(b), "--json"])
     assert done.exit_code == status
     assert json.loads(done.output)["pairs"][0]["slower"]["value"] == ms / 10
+
+
+def test_a_missing_row_ends_with_status_1_and_is_named(tmp_path: Path) -> None:
+    a, b = store(tmp_path / "a", row(), row("fp16")), store(tmp_path / "b", row())
+    done = CliRunner().invoke(app, ["compare", str(a), str(b)])
+    assert done.exit_code == 1
+    assert "Worse: onnxruntime fp16 64x96: measured in the first, missing in the second" in done.output
+    assert CliRunner().invoke(app, ["compare", str(a), str(b), "--allow-missing"]).exit_code == 0
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+def test_a_threshold_that_is_none_ends_with_status_2(tmp_path: Path, value: str) -> None:
+    a = str(store(tmp_path / "a", row()))
+    done = CliRunner().invoke(app, ["compare", a, a, "--max-slower", value])
+    assert (done.exit_code, "--max-slower" in done.output) == (2, True)
+
+
+def test_a_pipe_gets_whole_lines(tmp_path: Path) -> None:
+    made = "what was done to it in many words, so that no line of eighty columns could hold the candidate's name"
+    a = store(tmp_path / "a", row(made=made))
+    lines = CliRunner(env={"COLUMNS": "40"}).invoke(app, ["compare", str(a), str(a)]).output.splitlines()
+    [line] = [line for line in lines if made in line]
+    assert " ".join(line.split(made)[1].split()) == (
+        "onnxruntime fp32 64x96 δ1 +0.0000 [+0.000, +0.000] 1.00 [0.98, 1.02] 1.00 [0.98, 1.02] 1.00 1.00"
+    )
 
 
 def test_what_cannot_be_compared_ends_with_status_2_and_one_line(tmp_path: Path) -> None:

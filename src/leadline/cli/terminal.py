@@ -38,6 +38,14 @@ def width_of(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
+def wide_console() -> Console:
+    """Rich's console; a file or a pipe has no width to keep to, so that no line of it is folded."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=10_000)
+
+
 def print_whole(table: Table, console: Console) -> None:
     """Print a table at the width that it needs: where the terminal is narrower its lines wrap, no figure is cut off."""
     table.width = width_of(table, console)

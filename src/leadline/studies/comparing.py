@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from leadline.errors import ConfigError, DataError
 from leadline.evaluation.metrics import HIGHER_IS_BETTER
 from leadline.studies.measurement import Figure, Status
 from leadline.studies.recommend import NAMES, ends
+from leadline.studies.slower import By, Spread, Verdict, is_reference, judge, same_hardware
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,8 +19,7 @@ if TYPE_CHECKING:
     from leadline.studies.measurement import Measurement
     from leadline.studies.store import Stored
 
-MAX_SLOWER, MAX_DROP, MAX_LARGER = 1.1, 0.005, 1.1
-HARDWARE = ("cpu", "physical_cores", "cores", "instruction_sets", "memory_gib")
+MAX_DROP, MAX_LARGER = 0.005, 1.1
 SOFTWARE = ("system", "python", "versions")
 
 
@@ -30,20 +31,33 @@ class Thresholds:
         max_slower: quotient of the times, second over first; None judges 1.1 on one machine and nothing across two.
         max_drop: loss of the primary metric.
         max_larger: quotient of file sizes and of peak memory.
+        by: `ratio` judges times by their share of each store's own reference, which took turns with them, `ms` by
+            themselves; None takes the ratio on one machine and the times across two.
+        allow_missing: a row that the first measured and the second has not is no regression.
+        across_models: compare stores of two models row by row.
     """
 
     max_slower: float | None = None
     max_drop: float = MAX_DROP
     max_larger: float = MAX_LARGER
+    by: By | None = None
+    allow_missing: bool = False
+    across_models: bool = False
 
+    def check(self) -> None:
+        """Refuse what nothing could keep, or what everything would.
 
-@dataclass(frozen=True)
-class Spread:
-    """A quotient of two medians, and of the ends of their middle halves: the least and the most that it could be."""
-
-    value: float
-    low: float
-    high: float
+        Raises:
+            ConfigError: a quotient that is not above 0, a drop below 0, or one that is no finite number.
+        """
+        for flag, value, least in (
+            ("--max-slower", self.max_slower, "above 0"),
+            ("--max-larger", self.max_larger, "above 0"),
+            ("--max-drop", self.max_drop, "at least 0"),
+        ):
+            if value is None or (math.isfinite(value) and (value > 0 or (value == 0 and least == "at least 0"))):
+                continue
+            raise ConfigError(f"bad threshold {flag}", where=value, why=f"it must be a finite number {least}")
 
 
 @dataclass(frozen=True)
@@ -56,8 +70,7 @@ class Pair:
         b: the second's row.
         change: second minus first of the primary metric, paired over the pictures that both scored; None where there
             are none, or the protocols differ.
-        slower: time of the second over the first's; None where either has none.
-        relative: the same of the times as multiples of each store's own reference in the same rounds.
+        times: of the second over the first's, and which were judged; None where either has none.
         memory: quotient of peak memories.
         size: quotient of sizes on disk.
         regressions: what became worse than the thresholds allow, in words.
@@ -68,12 +81,21 @@ class Pair:
     a: Measurement
     b: Measurement
     change: Figure | None = None
-    slower: Spread | None = None
-    relative: float | None = None
+    times: Verdict | None = None
     memory: float | None = None
     size: float | None = None
     regressions: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+
+    @property
+    def slower(self) -> Spread | None:
+        """Time of a run of the second over the first's."""
+        return self.times.slower if self.times else None
+
+    @property
+    def relative(self) -> Spread | None:
+        """The same of the times as multiples of each store's own reference."""
+        return self.times.relative if self.times else None
 
 
 @dataclass(frozen=True)
@@ -85,17 +107,27 @@ class Comparison:
         only_a: names of rows that the first alone has.
         only_b: names of rows that the second alone has.
         notices: machines and versions that differ, and what else the reader must know.
+        missing: names of rows that the first measured and the second lacks, where that counts.
     """
 
     pairs: list[Pair]
     only_a: list[str]
     only_b: list[str]
     notices: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def regressions(self) -> list[str]:
         """Every regression, with its candidate's name."""
-        return [f"{pair.name}: {what}" for pair in self.pairs for what in pair.regressions]
+        gone = [f"{name}: measured in the first, missing in the second" for name in self.missing]
+        return [f"{pair.name}: {what}" for pair in self.pairs for what in pair.regressions] + gone
+
+    @property
+    def judged_by(self) -> str:
+        """By what the times were judged, in a sentence."""
+        ways = {pair.times.by for pair in self.pairs if pair.times}
+        said = [words for by, words in JUDGED.items() if by in ways]
+        return f"Times were judged by {', others by '.join(said)}." if said else "Times were not judged."
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -103,16 +135,26 @@ class Comparison:
         for pair in self.pairs:
             values: dict[str, Any] = {"name": pair.name, "a": pair.a.key, "b": pair.b.key}
             values |= {"change": pair.change.model_dump() if pair.change else None}
-            values |= {"slower": asdict(pair.slower) if pair.slower else None}
-            values |= {name: getattr(pair, name) for name in ("relative", "memory", "size")}
+            for name in ("slower", "relative"):
+                spread = getattr(pair, name)
+                values |= {name: asdict(spread) if spread else None}
+            values |= {"judged_by": pair.times.by if pair.times else None, "memory": pair.memory, "size": pair.size}
             pairs.append(values | {"regressions": list(pair.regressions), "doubts": list(pair.doubts)})
         return {
             "regressions": self.regressions,
             "pairs": pairs,
             "only_a": self.only_a,
             "only_b": self.only_b,
+            "missing": self.missing,
+            "judged_by": self.judged_by,
             "notices": self.notices,
         }
+
+
+JUDGED: dict[By, str] = {
+    "ratio": "the ratio to each study's own reference, which took turns with the candidate",
+    "ms": "the time of a run",
+}
 
 
 def compare_stores(a: Stored, b: Stored, thresholds: Thresholds | None = None) -> Comparison:
@@ -124,32 +166,57 @@ def compare_stores(a: Stored, b: Stored, thresholds: Thresholds | None = None) -
         thresholds: from where on; None takes the defaults.
 
     Raises:
-        DataError: a store without figures, or without a single row in common with the other.
+        DataError: a store without figures, of another model, or without a single row in common with the other.
         ConfigError: a threshold that nothing could keep.
     """
     bounds = thresholds or Thresholds()
-    if bounds.max_drop < 0 or bounds.max_larger <= 0 or (bounds.max_slower is not None and bounds.max_slower <= 0):
-        raise ConfigError("bad threshold", why="quotients must be above 0, and a drop at least 0")
+    bounds.check()
     for store in (a, b):
         if not any(row.status is Status.MEASURED for row in store.rows):
             raise DataError("nothing to compare", where=store.path, why="the store holds no measured row")
     models = [{row.model for row in store.rows} for store in (a, b)]
     renamed = len(models[0]) == len(models[1]) == 1 and models[0] != models[1]
+    names = [next(iter(sorted(each))) for each in models]
+    if renamed and not bounds.across_models:
+        why = f"the first is of {names[0]}, this one of {names[1]}"
+        mend = "--across-models compares them row by row all the same"
+        raise DataError("a study of another model", where=b.path, why=why, mend=mend)
     machines = [{row.on for row in store.rows} for store in (a, b)]
-    apart = max(len(names) for names in machines) > 1
+    apart = max(len(each) for each in machines) > 1
     ours, theirs = (_latest(store.rows, by_model=not renamed, by_machine=apart) for store in (a, b))
     common = [name for name in ours if name in theirs]
     if not common:
         why = f"it has {_few(theirs)}, the first has {_few(ours)}"
         raise DataError("no row in common with the first", where=b.path, why=why)
-    notices = _machines(a, b, [ours[name] for name in common], [theirs[name] for name in common])
-    if renamed:
-        notices.insert(0, f"The models are called {models[0].pop()} and {models[1].pop()}: taken as one.")
-    pairs = [_pair(ours[name], theirs[name], a.scores, b.scores, bounds) for name in common]
+    notices = [f"Different models: {names[0]} and {names[1]}."] if renamed else []
+    notices += _networks([(ours[name], theirs[name]) for name in common])
+    notices += _machines(a, b, [ours[name] for name in common], [theirs[name] for name in common])
+    held = [_references(rows.values()) for rows in (ours, theirs)]
+    one = not (held[0] and held[1]) or held[0] == held[1]
+    if not one:
+        said = " and ".join(", ".join(sorted(each)) for each in held)
+        notices.append(f"Different references: {said}. Ratios to them do not compare.")
+    pairs = [_pair(ours[name], theirs[name], a.scores, b.scores, bounds, one_reference=one) for name in common]
     only = [
-        [row.name for name, row in one.items() if name not in other] for one, other in ((ours, theirs), (theirs, ours))
+        [row for name, row in these.items() if name not in others] for these, others in ((ours, theirs), (theirs, ours))
     ]
-    return Comparison(pairs, only[0], only[1], notices)
+    gone = [row.name for row in only[0] if row.status is Status.MEASURED and not bounds.allow_missing]
+    return Comparison(pairs, [row.name for row in only[0]], [row.name for row in only[1]], notices, gone)
+
+
+def _references(rows: Iterable[Measurement]) -> set[str]:
+    """Names of the rows that the others took turns with."""
+    return {row.name for row in rows if row.status is Status.MEASURED and is_reference(row)}
+
+
+def _networks(pairs: list[tuple[Measurement, Measurement]]) -> list[str]:
+    """A notice where what is called the same is another network."""
+    for a, b in pairs:
+        if a.parameters and b.parameters and a.parameters != b.parameters:
+            return [
+                f"Different networks: {a.name} has {a.parameters:,} parameters, and in the second {b.parameters:,}."
+            ]
+    return []
 
 
 def _latest(rows: Iterable[Measurement], *, by_model: bool, by_machine: bool) -> dict[tuple[object, ...], Measurement]:
@@ -170,19 +237,21 @@ def _pair(
     ours: Mapping[str, dict[str, str]],
     theirs: Mapping[str, dict[str, str]],
     bounds: Thresholds,
+    *,
+    one_reference: bool,
 ) -> Pair:
     if a.status is not Status.MEASURED or b.status is not Status.MEASURED:
-        return _unmeasured(a, b)
+        return _unmeasured(a, b, bounds)
     worse: list[str] = []
     doubts: list[str] = []
     change = _change(a, b, ours.get(a.key, {}), theirs.get(b.key, {}), doubts)
     if change is not None and b.accuracy is not None:
         _judge_accuracy(b.accuracy.primary, change, bounds, worse)
-    slower = relative = None
+    times = None
     if a.latency is not None and b.latency is not None:
-        slower = _quotient(a, b)
-        relative = b.latency.ratio / a.latency.ratio
-        _judge_time(a, b, slower, bounds, worse, doubts)
+        times = judge(a, b, bounds.max_slower, bounds.by, one_reference=one_reference)
+        worse += [times.worse] if times.worse else []
+        doubts += [times.doubt] if times.doubt else []
     memory = b.memory_mb / a.memory_mb if a.memory_mb and b.memory_mb else None
     size = b.size_mb / a.size_mb if a.size_mb and b.size_mb else None
     for what, quotient, one, other, unit in (
@@ -195,12 +264,14 @@ def _pair(
             )
     if a.precision_ran != b.precision_ran:
         doubts.append(f"it ran in {a.precision_ran or 'unknown'} and now in {b.precision_ran or 'unknown'}")
-    return Pair(b.name, a, b, change, slower, relative, memory, size, tuple(worse), tuple(doubts))
+    return Pair(b.name, a, b, change, times, memory, size, tuple(worse), tuple(doubts))
 
 
-def _unmeasured(a: Measurement, b: Measurement) -> Pair:
+def _unmeasured(a: Measurement, b: Measurement, bounds: Thresholds) -> Pair:
     if a.status is Status.MEASURED and b.status is Status.FAILED:
         return Pair(b.name, a, b, regressions=(f"was measured and now fails: {b.reason}",))
+    if a.status is Status.MEASURED and not bounds.allow_missing:
+        return Pair(b.name, a, b, regressions=(f"was measured and is now skipped: {b.reason}",))
     states = f"{a.status.value} in the first, {b.status.value} in the second"
     reason = b.reason or a.reason
     return Pair(b.name, a, b, doubts=(f"not compared: {states}{f' ({reason})' if reason else ''}",))
@@ -245,41 +316,6 @@ def _judge_accuracy(primary: str, change: Figure, bounds: Thresholds, worse: lis
         text = f"{name} {change.value:+.3f}{ends(change)} on {change.n} pictures (allowed {bounds.max_drop:g})"
         reaches = change.n > 1 and change.low <= 0 <= change.high
         worse.append(text + (", the interval reaches 0: measure on more pictures" if reaches else ""))
-
-
-def _quotient(a: Measurement, b: Measurement) -> Spread:
-    """Time of the second over the first's, with the ends of their middle halves as the rows know them."""
-    assert a.latency
-    assert b.latency
-    halves = [(max(one.p50 - one.iqr / 2, 1e-9), one.p50 + one.iqr / 2) for one in (a.latency, b.latency)]
-    (low_a, high_a), (low_b, high_b) = halves
-    return Spread(b.latency.p50 / a.latency.p50, low_b / high_a, high_b / low_a)
-
-
-def _judge_time(
-    a: Measurement, b: Measurement, slower: Spread, bounds: Thresholds, worse: list[str], doubts: list[str]
-) -> None:
-    """A slower median is a regression where the middle halves of the times do not overlap."""
-    limit = bounds.max_slower
-    if limit is None:
-        if not same_hardware(a, b):
-            return
-        limit = MAX_SLOWER
-    if slower.value <= limit:
-        return
-    assert a.latency
-    assert b.latency
-    times = f"{a.latency.p50:.2f} to {b.latency.p50:.2f} ms"
-    text = f"{slower.value:.2f} times the time [{slower.low:.2f}, {slower.high:.2f}], {times} (allowed {limit:g})"
-    if slower.low > 1:
-        worse.append(text)
-    else:
-        doubts.append(f"{text}, but the times scatter and overlap: measure again on an idle machine")
-
-
-def same_hardware(a: Measurement, b: Measurement) -> bool:
-    """Whether two rows were measured on machines with the same processor and memory."""
-    return all(a.machine.get(key) == b.machine.get(key) for key in HARDWARE)
 
 
 def _machines(a: Stored, b: Stored, ours: list[Measurement], theirs: list[Measurement]) -> list[str]:

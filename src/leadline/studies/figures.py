@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from leadline.evaluation.latency import Timing
+    from leadline.evaluation.latency import Ratio, Timing
 
 _CHUNK = 1 << 20
 # Parts of a bundle or checkpoint that no engine reads.
@@ -74,7 +74,12 @@ def latency_of(timing: Timing) -> Latency:
         reference_p50=timing.ratio.reference_p50 if timing.ratio else found.p50,
         batch=found.batch,
         parts=found.parts or {},
+        ratio_quartiles=_quartiles(timing.ratio),
     )
+
+
+def _quartiles(ratio: Ratio | None) -> tuple[float, float] | None:
+    return None if ratio is None or not ratio.value else (ratio.low / ratio.value, ratio.high / ratio.value)
 
 
 def engine_files(folder: Path) -> list[Path]:

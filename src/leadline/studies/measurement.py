@@ -95,6 +95,8 @@ class Latency(_Row):
         reference_p50: median of the reference in the same rounds; it takes one picture.
         batch: pictures in a run.
         parts: medians of copy to the device, compute and copy back, where the engine tells them apart.
+        ratio_quartiles: of the ratio to the reference over the rounds, as multiples of its median; None for the
+            reference, and in stores before version 3.
     """
 
     p50: float
@@ -109,6 +111,7 @@ class Latency(_Row):
     reference_p50: float
     batch: int = 1
     parts: dict[str, float] = {}
+    ratio_quartiles: tuple[float, float] | None = None
 
     @property
     def per_picture(self) -> float:

@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS scores (
     PRIMARY KEY (key, picture)
 );
 """
-_VERSION = 2  # 2: batches, devices and machines of a farm
+_VERSION = 3  # 2: batches, devices and machines of a farm; 3: quartiles of the ratio to the reference
 
 
 @dataclass(frozen=True)
