@@ -122,7 +122,7 @@ def test_a_cut_begins_anew() -> None:
     assert smoother.cuts == 1
     assert len(out) == 8
     for values in out[4:]:
-        np.testing.assert_array_equal(values, 5.0)
+        np.testing.assert_allclose(values, 5.0, rtol=1e-6)
 
 
 def still(maps: list[np.ndarray]) -> FlickerMeter:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from leadline.depth import Intrinsics
 
 UNMATCHED = 0.06  # difference of grey, 0 to 1, beyond which a pixel was not found again
-HALVED = 128  # pixels of the shorter side from which a search that need not be careful takes half the size
 RETURNS = (1.0, 0.05)  # pixels, and share of the way, by which there and back may miss
 
 
@@ -29,21 +28,36 @@ class Flow:
     """From each pixel of a frame to the same point of the scene in another frame.
 
     Args:
-        offset: H x W x 2 float32, (x, y) in pixels.
+        offset: H x W x 2 float32, (x, y) in pixels of a frame of H x W.
         trusted: H x W float32, 0 to 1: the point is visible in both frames.
     """
 
     offset: NDArray[np.float32]
     trusted: NDArray[np.float32]
 
+    def at(self, size: tuple[int, int]) -> Flow:
+        """The same flow for frames of (height, width) `size`."""
+        height, width = size
+        if self.trusted.shape == (height, width):
+            return self
+        cv2 = opencv()
+        factor = (width / self.trusted.shape[1], height / self.trusted.shape[0], 0, 0)
+        offset = cv2.resize(cv2.multiply(self.offset, factor), (width, height), interpolation=cv2.INTER_LINEAR)
+        return Flow(offset, cv2.resize(self.trusted, (width, height), interpolation=cv2.INTER_LINEAR))
+
     def bring(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the other frame says, H x W, at the pixels of this one; beyond its borders the nearest value."""
-        return _bring(values, self.offset)
+        return _remapped(values, self._places)
+
+    @cached_property
+    def _places(self) -> NDArray[np.float32]:
+        return _places(self.offset)
 
     def then(self, further: Flow) -> Flow:
         """Over the other frame to a third; `further` leads from the other to the third."""
-        step = _bring(further.offset, self.offset)
-        return Flow(self.offset + step, self.trusted * _bring(further.trusted, self.offset))
+        cv2 = opencv()
+        trusted = cv2.multiply(self.trusted, self.bring(further.trusted))
+        return Flow(cv2.add(self.offset, self.bring(further.offset)), trusted)
 
 
 def flows_between(first: NDArray[np.uint8], second: NDArray[np.uint8], *, careful: bool = False) -> tuple[Flow, Flow]:
@@ -52,21 +66,11 @@ def flows_between(first: NDArray[np.uint8], second: NDArray[np.uint8], *, carefu
     Args:
         first: H x W uint8, grey.
         second: the same.
-        careful: a slower, finer search. Otherwise large frames are searched at half their size: motion is smooth, and
-            what is lost in pixels is won in pixels that are found again.
+        careful: a slower, finer search.
 
     Raises:
         UnavailableError: OpenCV is not installed.
     """
-    cv2 = opencv()
-    if not careful and min(first.shape) >= HALVED:
-        half = [cv2.resize(each, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for each in (first, second)]
-        there, back = _both_ways(half[0], half[1], careful)
-        return _enlarged(there, first.shape), _enlarged(back, first.shape)
-    return _both_ways(first, second, careful)
-
-
-def _both_ways(first: NDArray[np.uint8], second: NDArray[np.uint8], careful: bool) -> tuple[Flow, Flow]:
     cv2 = opencv()
     preset = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM if careful else cv2.DISOPTICAL_FLOW_PRESET_FAST
     search = cv2.DISOpticalFlow_create(preset)
@@ -75,15 +79,6 @@ def _both_ways(first: NDArray[np.uint8], second: NDArray[np.uint8], careful: boo
         Flow(there, _trust(first, second, there, back)),
         Flow(back, _trust(second, first, back, there)),
     )
-
-
-def _enlarged(flow: Flow, shape: tuple[int, ...]) -> Flow:
-    cv2 = opencv()
-    height, width = shape[:2]
-    factor = (width / flow.trusted.shape[1], height / flow.trusted.shape[0])
-    offset = cv2.resize(flow.offset, (width, height), interpolation=cv2.INTER_LINEAR)
-    trusted = cv2.resize(flow.trusted, (width, height), interpolation=cv2.INTER_LINEAR)
-    return Flow(offset * np.array(factor, np.float32), trusted)
 
 
 def flow_of_motion(
@@ -116,18 +111,28 @@ def _trust(
 ) -> NDArray[np.float32]:
     cv2 = opencv()
     height, width = here.shape
-    to_x, to_y = cv2.split(cv2.add(_grid(height, width), there))
+    places = _places(there)
+    to_x, to_y = cv2.split(places)
     inside = (to_x >= 0) & (to_x <= width - 1) & (to_y >= 0) & (to_y <= height - 1)
-    missed = cv2.magnitude(*cv2.split(cv2.add(there, _bring(back, there))))
+    missed = cv2.magnitude(*cv2.split(cv2.add(there, _remapped(back, places))))
     limit = RETURNS[0] + RETURNS[1] * cv2.magnitude(*cv2.split(there))
-    unlike = np.abs(cv2.GaussianBlur(here.astype(np.float32) - _bring(other.astype(np.float32), there), (0, 0), 1.0))
+    apart = here.astype(np.float32) - _remapped(other.astype(np.float32), places)
+    unlike = np.abs(cv2.GaussianBlur(apart, (0, 0), 1.0))
     trusted: NDArray[np.float32] = (inside & (missed < limit) & (unlike < 255 * UNMATCHED)).astype(np.float32)
     return trusted
 
 
 def _bring(values: NDArray[np.float32], offset: NDArray[np.float32]) -> NDArray[np.float32]:
+    return _remapped(values, _places(offset))
+
+
+def _places(offset: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Where each pixel goes to, H x W x 2."""
+    return np.asarray(opencv().add(_grid(offset.shape[0], offset.shape[1]), offset))
+
+
+def _remapped(values: NDArray[np.float32], places: NDArray[np.float32]) -> NDArray[np.float32]:
     cv2 = opencv()
-    places = cv2.add(_grid(offset.shape[0], offset.shape[1]), offset)
     brought: NDArray[np.float32] = cv2.remap(values, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return brought
 

@@ -13,6 +13,7 @@ All in raw values: nothing here knows of colours or display ranges.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 CUT = 0.2  # share of points found again below which a new scene begins
 LARGEST = 2.0  # change of scale from one frame to the next
-SAMPLE = 3  # every so many points decide the scale
+THINNED = 4  # every so many rows and columns tell the spread of a map, every so many points its scale: thousands
+HALVED = 128  # pixels of the shorter side from which motion is followed at half the size: it is smooth
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class Smoother:
         Raises:
             UnavailableError: OpenCV is not installed.
         """
-        frame = _Frame(grey_of(picture, (values.shape[0], values.shape[1])), values)
-        self._spreads.append(float(np.subtract(*np.percentile(values[::2, ::2], (98, 2)))))
+        frame = _Frame(grey_of(picture, _followed(values)), values)
+        self._spreads.append(float(np.subtract(*np.percentile(values[::THINNED, ::THINNED], (98, 2)))))
         ready: list[NDArray[np.float32]] = []
         if self._frames:
             last = self._frames[-1]
@@ -102,7 +104,7 @@ class Smoother:
                 self.cuts += 1
             else:
                 last.to_after, frame.to_before = there, back
-                frame.values = self._aligned(values, back.bring(last.values), back.trusted > 0)
+                frame.values = self._aligned(values, last.values, back)
         self._frames.append(frame)
         self._waiting += 1
         if self._waiting > self.smoothing.after:
@@ -151,7 +153,7 @@ class Smoother:
         return smoother
 
     def _finished(self, index: int) -> NDArray[np.float32]:
-        frames, options = self._frames, self.smoothing
+        cv2, frames, options = opencv(), self._frames, self.smoothing
         centre = frames[index].values
         limit = options.agreement * (float(np.median(self._spreads)) or 1.0)
         total, weights = centre.copy(), np.ones_like(centre)
@@ -165,20 +167,23 @@ class Smoother:
                 hop = passed.to_before if step < 0 else passed.to_after
                 assert hop is not None  # within a scene every frame knows its neighbours
                 way = hop if way is None else way.then(hop)
-                other = way.bring(frames[at].values)
+                near = way.at((centre.shape[0], centre.shape[1]))
+                other = near.bring(frames[at].values)
                 far = 0.5 * (1.5 * distance / reach) ** 2
-                weight = way.trusted * np.exp(-far - 0.5 * np.square((other - centre) / limit))
-                total += weight * other
-                weights += weight
-        return np.asarray(total / weights, np.float32)
+                unlike = cv2.subtract(other, centre)
+                weight = cv2.exp(cv2.multiply(unlike, unlike, scale=-0.5 / limit**2))
+                weight = cv2.multiply(weight, near.trusted, scale=math.exp(-far))
+                cv2.accumulateProduct(weight, other, total)
+                cv2.accumulate(weight, weights)
+        return np.asarray(cv2.divide(total, weights), np.float32)
 
-    def _aligned(
-        self, values: NDArray[np.float32], before: NDArray[np.float32], seen: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
+    def _aligned(self, values: NDArray[np.float32], before: NDArray[np.float32], back: Flow) -> NDArray[np.float32]:
         """`values` with scale and shift, as far as the kind leaves them open, nearer to those of the frame before."""
         if self.kind is Kind.METRIC_DEPTH:
             return values
-        new, old = values[seen][::SAMPLE], before[seen][::SAMPLE]
+        cv2, seen = opencv(), back.trusted > 0
+        new, old = (cv2.resize(each, seen.shape[::-1], interpolation=cv2.INTER_AREA) for each in (values, before))
+        new, old = new[seen][::THINNED], back.bring(old)[seen][::THINNED]
         change = old - new
         off = np.abs(change - np.median(change))
         kept = off <= 3 * np.median(off) + 1e-6
@@ -191,6 +196,11 @@ class Smoother:
         scale = _limited(float(old.std() / max(float(new.std()), 1e-9)), let)
         centre, shift = float(new.mean()), let * float(old.mean() - new.mean())
         return (scale * (values - centre) + centre + shift).astype(np.float32)
+
+
+def _followed(values: NDArray[np.float32]) -> tuple[int, int]:
+    height, width = values.shape[:2]
+    return (height // 2, width // 2) if min(height, width) >= HALVED else (height, width)
 
 
 def grey_of(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
