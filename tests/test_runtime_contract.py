@@ -14,10 +14,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leadline.bundle import EXAMPLE, load_bundle
+from leadline.bundle import EXAMPLE, Bundle, load_bundle
 from leadline.errors import BundleError, ConfigError, ContractError, LeadlineError, UnavailableError
 from leadline.predictor import Predictor
-from leadline.runtimes.base import RUNTIMES, ExportOptions, Precision, SessionOptions, required, runtime, usual_runtimes
+from leadline.runtimes.base import (
+    RUNTIMES,
+    Availability,
+    Exportable,
+    ExportOptions,
+    Precision,
+    Runtime,
+    Session,
+    SessionOptions,
+    refuse_precision,
+    required,
+    runtime,
+    usual_runtimes,
+)
 from leadline.runtimes.export import export_bundle
 from tiny_models import cnn, expected, exported, picture, pictures
 
@@ -64,6 +77,26 @@ def test_availability_names_a_version(engine: str) -> None:
     state = runtime(engine).availability()
     assert state.version[0].isdigit()
     assert not state.reason
+
+
+def test_a_new_engine_says_only_what_differs() -> None:
+    class Plain(Runtime):
+        name, packages, precisions = "plain", "plain", (Precision.FP32,)
+
+        def availability(self) -> Availability:
+            return Availability(True)
+
+        def export(self, source: Exportable, options: ExportOptions, out: Path) -> Bundle:
+            raise AssertionError
+
+        def open(self, bundle: Bundle, options: SessionOptions) -> Session:
+            raise AssertionError
+
+    refuse_precision(Plain(), ExportOptions())
+    for options, word in ((ExportOptions(dynamic=True), "size open"), (ExportOptions(tune_seconds=1), "be tuned")):
+        with pytest.raises(ConfigError, match=f"plain cannot .*{word}"):
+            refuse_precision(Plain(), options)
+    assert not Plain().by_name_only
 
 
 def test_precisions_are_those_promised(engine: str) -> None:

@@ -134,6 +134,8 @@ class Session(ABC):
         notes: what the user should know about this session.
     """
 
+    _one_by_one: bool = False
+
     def __init__(self, engine: str, contract: Contract, notes: Sequence[str] = ()) -> None:
         self.engine, self.contract, self.notes = engine, contract, list(notes)
 
@@ -171,7 +173,7 @@ class Session(ABC):
     @property
     def one_by_one(self) -> bool:
         """Whether a batch is run picture by picture, because the file takes one only."""
-        return bool(getattr(self, "_one_by_one", False))
+        return self._one_by_one
 
     def last_parts(self) -> dict[str, float] | None:
         """Milliseconds of the last run's host-to-device copy, compute and device-to-host copy; None where it is one."""
@@ -199,18 +201,21 @@ class Session(ABC):
         self.contract.checked_size((values.shape[2], values.shape[3]))
 
 
-class Runtime(Protocol):
-    """An engine adapter."""
+class Runtime(ABC):
+    """An engine adapter: what differs from the defaults here is said by the engine."""
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[Precision, ...]]
-    dynamic: ClassVar[bool]  # whether a bundle may leave height and width open
     packages: ClassVar[str]  # what pip installs to run a bundle
-    by_name_only: ClassVar[str]  # why nobody wants it tried without having asked for it; empty for most
+    dynamic: ClassVar[bool] = False  # whether a bundle may leave height and width open
+    tunes: ClassVar[bool] = False  # whether an export can search for what is fast on this machine
+    by_name_only: ClassVar[str] = ""  # why nobody wants it tried without having asked for it; empty for most
 
+    @abstractmethod
     def availability(self) -> Availability:
         """Whether the engine runs here, found without importing it where possible."""
 
+    @abstractmethod
     def export(self, source: Exportable, options: ExportOptions, out: Path) -> Bundle:
         """Write a bundle into the existing folder `out`; `leadline.runtimes.export` checks parity and atomicity.
 
@@ -219,6 +224,7 @@ class Runtime(Protocol):
             ConfigError: a precision that the engine does not have, or no calibration data where it needs some.
         """
 
+    @abstractmethod
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
         """Load a bundle that `export` wrote, here or on another machine.
 
@@ -233,6 +239,7 @@ class Runtime(Protocol):
         They run beside the bundle's files, with `HERE` (its folder, a Path) and numpy as `np`; `values` and the result
         are 1 x 3 x H x W and 1 x 1 x H x W float32 arrays. Empty where a bundle needs Leadline to run.
         """
+        return ""
 
 
 def bundle_contract(contract: Contract, size: tuple[int, int] | None, dynamic: bool) -> Contract:
@@ -312,7 +319,7 @@ def refuse_precision(adapter: Runtime, options: ExportOptions) -> None:
     if options.dynamic and not adapter.dynamic:
         mend = "leave --dynamic out, or export one bundle per size"
         raise ConfigError(f"{adapter.name} cannot leave the size open", where="--dynamic", mend=mend)
-    if options.tune_seconds and not getattr(adapter, "tunes", False):
+    if options.tune_seconds and not adapter.tunes:
         raise ConfigError(f"{adapter.name} cannot be tuned", where="--tune-seconds", mend="leave it out")
     if not 0 <= options.tune_seconds < float("inf"):
         raise ConfigError("bad time for tuning", where=options.tune_seconds, why="it is 0 seconds or more")

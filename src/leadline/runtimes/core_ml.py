@@ -17,6 +17,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -43,7 +44,7 @@ UNITS = {"cpu": "CPU_ONLY", "cpu-gpu": "CPU_AND_GPU", "cpu-ne": "CPU_AND_NE", "a
 PICTURES, SEED = 1, 600_000  # rendered, to compare the file with PyTorch where CoreML cannot run
 
 
-class CoreML:
+class CoreML(Runtime):
     """CoreML through coremltools: an ML program (iOS 17, macOS 14 and later) of one fixed size."""
 
     name: ClassVar[str] = "coreml"
@@ -56,7 +57,6 @@ class CoreML:
     )
     dynamic: ClassVar[bool] = False  # an open size keeps a program off the Neural Engine
     packages: ClassVar[str] = "coremltools"
-    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether coremltools is installed; away from macOS it exports only."""

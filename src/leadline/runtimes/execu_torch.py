@@ -14,6 +14,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -37,14 +38,12 @@ FILE = "model.pte"
 INSTALL = 'pip install "leadline[executorch]"'
 
 
-class ExecuTorch:
+class ExecuTorch(Runtime):
     """ExecuTorch with XNNPACK, which the package's Python runtime holds."""
 
     name: ClassVar[str] = "executorch"
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.INT8_DYNAMIC, Precision.INT8_STATIC)
-    dynamic: ClassVar[bool] = False
     packages: ClassVar[str] = "executorch torch"
-    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether executorch, which exports and runs, is installed."""
@@ -153,12 +152,12 @@ class _ExecuTorchSession(Session):
 
     def _load(self) -> None:
         with quiet_engine():  # remarks of its C++ on the processor, and that its interface is experimental
-            from executorch.runtime import Runtime
+            from executorch import runtime as engine
 
-            library = Runtime.get()._legacy_module
+            library = engine.Runtime.get()._legacy_module
             _pool.set(library, self._threads)
             try:
-                self._program = Runtime.get().load_program(self._path)
+                self._program = engine.Runtime.get().load_program(self._path)
                 self._method = self._program.load_method("forward")
             except (RuntimeError, KeyError) as error:
                 why = one_line(error)

@@ -16,6 +16,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -44,7 +45,7 @@ EXPORTERS |= {"ai_edge_quantizer": "ai-edge-quantizer", "jax": "jax"}
 HEAVY = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV"}
 
 
-class LiteRt:
+class LiteRt(Runtime):
     """LiteRT on the CPU; running needs ai-edge-litert alone, exporting the converter too."""
 
     name: ClassVar[str] = "litert"
@@ -55,9 +56,7 @@ class LiteRt:
         Precision.INT8_DYNAMIC,
         Precision.INT8_STATIC,
     )
-    dynamic: ClassVar[bool] = False
     packages: ClassVar[str] = "ai-edge-litert"
-    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether ai-edge-litert, which runs bundles, is installed."""

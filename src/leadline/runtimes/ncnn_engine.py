@@ -17,6 +17,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -39,14 +40,12 @@ PARAM = "model.ncnn.param"
 PATIENCE = 600  # seconds for pnnx
 
 
-class Ncnn:
+class Ncnn(Runtime):
     """ncnn on the CPU, or on a GPU through Vulkan."""
 
     name: ClassVar[str] = "ncnn"
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16, Precision.INT8_STATIC)
-    dynamic: ClassVar[bool] = False
     packages: ClassVar[str] = "ncnn"
-    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether ncnn and, for exporting, pnnx are installed."""

@@ -15,6 +15,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -45,7 +46,7 @@ WIDENED = "fp32 (int8 weights)"
 KNOWN = {Precision.FP32: "fp32", Precision.INT8_WEIGHTS: WIDENED}  # what a bundle of a precision computes in
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     """ONNX Runtime on the CPU, or on another of its execution providers by name."""
 
     name: ClassVar[str] = "onnxruntime"
@@ -58,7 +59,6 @@ class OnnxRuntime:
     )
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "onnxruntime"
-    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether onnxruntime (and onnx, for exporting) is installed."""

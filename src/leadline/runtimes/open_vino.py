@@ -18,6 +18,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -45,7 +46,7 @@ STORED = {Precision.FP16: "fp16", Precision.INT8_WEIGHTS: "int8"}
 GROUP = 32  # activations that share a scale where OpenVINO quantises them while it runs; 0 would keep them in float
 
 
-class OpenVino:
+class OpenVino(Runtime):
     """OpenVINO, on the CPU by default."""
 
     name: ClassVar[str] = "openvino"
@@ -59,7 +60,6 @@ class OpenVino:
     )
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "openvino"
-    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether openvino is installed; static INT8 needs nncf too, which the extra brings."""

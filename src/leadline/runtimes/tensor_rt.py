@@ -19,6 +19,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -41,14 +42,13 @@ INSTALL = "pip install 'leadline[tensorrt]'"
 PARTS = ("to_device", "compute", "from_device")
 
 
-class TensorRt:
+class TensorRt(Runtime):
     """TensorRT: the bundle holds the ONNX graph; each machine builds its own engine from it and keeps it."""
 
     name: ClassVar[str] = "tensorrt"
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16, Precision.INT8_STATIC)
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "tensorrt torch"
-    by_name_only: ClassVar[str] = ""
 
     def availability(self) -> Availability:
         """Whether TensorRT, a PyTorch with CUDA and NVIDIA's driver are here."""

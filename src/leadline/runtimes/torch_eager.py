@@ -18,6 +18,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from leadline.runtimes.layer_time import LayerTime
 
 
-class TorchRuntime:
+class TorchRuntime(Runtime):
     """Plain PyTorch on a CPU, `cuda` or `mps`; a bundle is safetensors and JSON, so it loads without a pickle."""
 
     name: ClassVar[str] = "torch"
@@ -49,8 +50,7 @@ class TorchRuntime:
         Precision.INT8_DYNAMIC,
     )
     dynamic: ClassVar[bool] = True
-    packages: ClassVar[str] = "leadline"
-    by_name_only: ClassVar[str] = ""
+    packages: ClassVar[str] = "leadline"  # it builds the network, so there is no example without it
 
     def availability(self) -> Availability:
         """Always, unless the installation is broken."""
@@ -104,10 +104,6 @@ class TorchRuntime:
         load_state(model, read_safetensors(path), where=path)
         precision, per_channel = Precision(bundle.precision), bool(bundle.details.get("per_channel", True))
         return open_model(model, bundle.contract, options, precision=precision, per_channel=per_channel)
-
-    def example(self, bundle: Bundle) -> str:
-        """None: the bundle holds weights for the network that this package builds."""
-        return ""
 
 
 RUNTIME = TorchRuntime()

@@ -25,6 +25,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -47,12 +48,11 @@ LINKERS = ("g++", "clang++", "c++")
 UNTUNED = "not tuned: plain loops, many times slower than other engines; export with --tune-seconds"
 
 
-class Tvm:
+class Tvm(Runtime):
     """TVM's Relax compiler, on the CPU."""
 
     name: ClassVar[str] = "tvm"
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32,)
-    dynamic: ClassVar[bool] = False
     packages: ClassVar[str] = "apache-tvm onnx"
     by_name_only: ClassVar[str] = "it compiles, and untuned it is slow"
     tunes: ClassVar[bool] = True

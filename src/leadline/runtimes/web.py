@@ -14,6 +14,7 @@ from leadline.runtimes.base import (
     Exportable,
     ExportOptions,
     Precision,
+    Runtime,
     Session,
     SessionOptions,
     bundle_contract,
@@ -51,8 +52,8 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 """
 
 
-class Web:
-    """ONNX Runtime Web in a page: WebAssembly with threads and SIMD, or WebGPU."""
+class Web(Runtime):
+    """ONNX Runtime Web in a page, which is its own example: WebAssembly with threads and SIMD, or WebGPU."""
 
     name: ClassVar[str] = "web"
     precisions: ClassVar[tuple[Precision, ...]] = onnx_runtime.OnnxRuntime.precisions
@@ -103,10 +104,6 @@ class Web:
         session = onnx_runtime.RUNTIME.open(bundle, options)
         session.notes.append(NOTE)
         return session
-
-    def example(self, bundle: Bundle) -> str:
-        """None: the folder is the example, and its modules run a network in any page."""
-        return ""
 
 
 def _session_settings(precision: Precision) -> dict[str, dict[str, str]]:
