@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from leadline.cli.export import EXAMPLES
 from leadline.evaluation.complexity import count_parameters
 from leadline.reference import open_session
 from leadline.runtimes import parity
-from leadline.runtimes.base import runtime
+from leadline.runtimes.base import RUNTIMES, Precision, runtime
 from tiny_models import cnn, expected, exported, picture
 
 
@@ -97,7 +98,7 @@ def test_a_failed_parity_is_an_error_with_its_figure(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impossible = parity.Tolerance(relative=1e-12, correlation=0.9999)
-    monkeypatch.setitem(parity.TOLERANCES, parity.Precision.FP32, impossible)
+    monkeypatch.setitem(parity.TOLERANCES, Precision.FP32, impossible)
     status, _, error = run(checkpoint, "-r", "onnxruntime", "-o", str(tmp_path / "b"))
     assert status == 2
     assert "of the output's spread, fp32 allows 1e-12" in error
@@ -156,8 +157,11 @@ def test_an_onnx_file_from_elsewhere_is_quantised(tmp_path: Path) -> None:
     assert "already quantised" in error
 
 
-def test_help_ends_in_its_examples() -> None:
+def test_help_names_every_engine_and_precision_and_ends_in_its_examples() -> None:
     status, out, _ = run("--help")
     assert status == 0
     text = " ".join(out.split())
+    assert re.search("Runtimes: ([^.]*)", text)[1].split(", ") == list(RUNTIMES)  # type: ignore[index]
+    known = {str(precision) for name in RUNTIMES for precision in runtime(name).precisions}
+    assert set(re.search("Precisions: ([^.]*)", text)[1].split(", ")) == known  # type: ignore[index]
     assert all(" ".join(example.split())[:40] in text for example in EXAMPLES)

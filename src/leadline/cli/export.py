@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from leadline.cli.options import DEFAULT_MODEL, Json, Reference, Size, parse_size
+from leadline.runtimes import RUNTIMES
+from leadline.runtimes.options import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
     from leadline.bundle import Bundle
     from leadline.reference import LoadedModel
 
-HELP = """Turn a model into a bundle that a runtime runs.
+HELP = f"""Turn a model into a bundle that a runtime runs.
 
-Runtimes: torch, onnxruntime, openvino (see `leadline doctor`). Precisions: fp32, fp16, bf16, int8-weights,
-int8-dynamic, int8-static; an engine refuses those that it does not have. Static INT8 is calibrated on the pictures of
---calibration (a folder or a data set; without it, rendered rooms and streets). The bundle is compared with PyTorch at
-once: a difference that its precision does not explain is an error, and nothing is written. What the engine really
-computes in is read back."""
+Runtimes: {", ".join(RUNTIMES)}. Precisions: {", ".join(Precision)}. `leadline doctor` says which runtimes are here and
+which precisions each has; an engine refuses the others. Static INT8 is calibrated on the pictures of --calibration (a
+folder or a data set; without it, rendered rooms and streets). The bundle is compared with PyTorch at once: a difference
+that its precision does not explain is an error, and nothing is written. What the engine really computes in is read
+back."""
 
 EXAMPLES = (
     "leadline export leadline-s-indoor --runtime onnxruntime --out runs/fp32",
@@ -38,8 +40,10 @@ EXAMPLES = (
 def command(
     reference: Reference = DEFAULT_MODEL,
     *,
-    runtime: Annotated[str, typer.Option("--runtime", "-r", metavar="R", help="Engine: torch, onnxruntime, openvino.")],
-    precision: Annotated[str, typer.Option("--precision", "-p", metavar="P", help="Arithmetic to ask for.")] = "fp32",
+    runtime: Annotated[str, typer.Option("--runtime", "-r", metavar="R", help="Engine: one of the runtimes above.")],
+    precision: Annotated[
+        str, typer.Option("--precision", "-p", metavar="P", help="Arithmetic to ask for: one of the above.")
+    ] = "fp32",
     calibration: Annotated[
         Optional[str],  # noqa: UP045  typer reads the annotation at run time
         typer.Option("--calibration", "-c", metavar="DIR|DATA", help="Pictures for static INT8: folder or data set."),
@@ -86,7 +90,7 @@ def command(
     from leadline.errors import ConfigError, closest
     from leadline.manifest import manifest_kind
     from leadline.output import check_writable
-    from leadline.runtimes.base import CALIBRATIONS, ExportOptions, Precision, refuse_precision, required
+    from leadline.runtimes.base import CALIBRATIONS, ExportOptions, refuse_precision, required
 
     adapter = required(runtime)
     if precision not in list(Precision):

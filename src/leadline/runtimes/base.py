@@ -1,7 +1,7 @@
 """The runtime contract: an engine says whether it is here, exports a model to a bundle, and runs that bundle.
 
-An engine is one module of this package that offers an object `RUNTIME`; it is listed in RUNTIMES. Nothing about an
-engine stands anywhere else.
+An engine is one module of this package that offers an object `RUNTIME`; it is listed in `leadline.runtimes.RUNTIMES`.
+Nothing about an engine stands anywhere else.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from leadline.bundle import write_bundle
 from leadline.errors import ConfigError, ContractError, NumericalError, UnavailableError, closest
+from leadline.runtimes import RUNTIMES
 from leadline.runtimes.options import CALIBRATIONS, LACKS, Calibration, ExportOptions, Precision, check_options
 
 if TYPE_CHECKING:
@@ -50,20 +51,6 @@ __all__ = [
     "runtime",
     "usual_runtimes",
 ]
-
-RUNTIMES = {
-    "torch": "leadline.runtimes.torch_eager",
-    "torch-compile": "leadline.runtimes.torch_compile",
-    "onnxruntime": "leadline.runtimes.onnx_runtime",
-    "openvino": "leadline.runtimes.open_vino",
-    "coreml": "leadline.runtimes.core_ml",
-    "tensorrt": "leadline.runtimes.tensor_rt",
-    "litert": "leadline.runtimes.lite_rt",
-    "executorch": "leadline.runtimes.execu_torch",
-    "ncnn": "leadline.runtimes.ncnn_engine",
-    "tvm": "leadline.runtimes.tvm_relax",
-    "web": "leadline.runtimes.web",
-}
 
 
 @dataclass(frozen=True)
