@@ -214,7 +214,14 @@ def test_the_card_says_what_to_ship_and_how_to_run_it(full: tuple[str, _Page, Ou
     bundle = outcome.folder / "bundles" / "openvino-int8-static-60x80"
     assert f"leadline predict photo.jpg --model {bundle}" in page.text
     assert "Ship openvino int8-static 60x80" in page.text
-    assert "3.5× as fast as the reference" in page.text
+    reference = outcome.reference.latency
+    chosen = next(row.latency for row in outcome.rows if bundle.name in row.bundle)
+    assert reference
+    assert chosen
+    times = chosen.reference_p50 / chosen.p50
+    assert f"{times:.2f}× as fast as the reference in the same rounds" in page.text
+    assert f"its own row has {reference.p50:.1f} ms" in page.text
+    assert f" {reference.p50:.1f} " in page.row("torch fp32")
     assert "δ1 may drop by 0.01 against the reference; at most 20 ms" in page.text
 
 
@@ -309,12 +316,35 @@ def test_nothing_within_the_limits_is_said_as_clearly(tmp_path: Path) -> None:
 
 
 def test_the_reference_alone_and_damaged_maps(tmp_path: Path) -> None:
-    outcome = make_outcome(tmp_path, [_row(0), _absent(2, Status.SKIPPED, REASON)])
+    outcome = make_outcome(tmp_path, [_row(0)])
     (tmp_path / "panel" / "torch-fp32-60x80.npz").write_bytes(b"PK\x03\x04 not an archive")
     _, page = _report(outcome, Limits())
     assert "Keep torch fp32 60x80" in page.text
-    assert "1 further candidate has no figures" in page.text
     assert "No pictures are shown" in page.text
+
+
+def test_without_a_measured_candidate_nothing_is_recommended(tmp_path: Path) -> None:
+    outcome = make_outcome(tmp_path, [_row(0), _absent(2, Status.SKIPPED, REASON)], panel=False)
+    _, page = _report(outcome, Limits())
+    assert "✕ Nothing to recommend" in page.text
+    assert "Nothing but the reference was measured: 1 of 1 candidates were skipped or failed" in page.text
+    assert "1 further candidate has no figures" in page.text
+
+
+def test_the_page_is_headed_by_its_command_and_a_batch_has_both_times(tmp_path: Path) -> None:
+    four = _row(5)
+    assert four.latency
+    four = four.model_copy(update={"batch": 4, "latency": four.latency.model_copy(update={"batch": 4, "p50": 60.0})})
+    outcome = make_outcome(tmp_path, [_row(0), four], panel=False)
+    limits = Limits(0.01, 200.0)
+    advice = recommend(outcome.rows, outcome.reference, limits)
+    page = _Page(write_report(outcome, advice, limits, command="leadline study").read_text("utf-8"))
+    assert "leadline study" in page.text
+    assert "leadline optimize" not in page.text
+    assert "60.0 ms per run of 4 pictures, 15.0 ms per picture" in advice.sentence
+    assert "15.0 ms per picture, median; a run of 4 pictures in 60.0 ms, 95 % of the runs within" in page.text
+    assert "at most 200 ms per run" in page.text
+    assert {"60.0", "15.0"} <= set(page.row("batch 4").split())
 
 
 def test_a_data_set_that_is_gone_costs_the_pictures_only(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ SAME = row("onnxruntime fp32", ms=12, mb=14, change=0.0)
 def test_the_fastest_within_the_limits_is_recommended_and_the_sentence_says_why() -> None:
     advice = recommend([REFERENCE, FAST, WRONG, SAME], REFERENCE, Limits(max_drop=0.01))
     assert advice.row is FAST
-    for part in ("5.0 ms", "8.0 times", "-0.005 [-0.009, -0.001]", "50 pictures", "plain/none", "4.0 MB"):
+    for part in ("5.00 ms", "8.00 times", "-0.005 [-0.009, -0.001]", "50 pictures", "plain/none", "4.0 MB"):
         assert part in advice.sentence
-    assert "onnxruntime int8-dynamic 64x96 would be faster (3.0 ms) but δ1 drops by 0.300" in advice.sentence
+    assert "onnxruntime int8-dynamic 64x96 would be faster (3.00 ms) but δ1 drops by 0.300" in advice.sentence
 
 
 def test_fastest_is_judged_in_the_same_rounds() -> None:
@@ -73,6 +73,7 @@ def test_fastest_is_judged_in_the_same_rounds() -> None:
     advice = recommend([REFERENCE, FAST, slowed], REFERENCE, Limits())
     assert advice.row is slowed
     assert "10.0 times as fast" in advice.sentence
+    assert "fewer milliseconds" in advice.sentence  # 5.00 against 8.00
 
 
 def test_tighter_limits_change_the_choice() -> None:
@@ -92,7 +93,44 @@ def test_impossible_limits_are_said_with_the_nearest() -> None:
     assert advice.row is None
     assert "Nothing keeps to the limits" in advice.sentence
     assert "Nearest is openvino int8-static" in advice.sentence  # as many faults as the reference, but faster
-    assert "5.0 ms is over 1 ms" in advice.sentence
+    assert "5.00 ms is over 1 ms" in advice.sentence
+
+
+def test_where_nothing_but_the_reference_was_measured_nothing_is_recommended() -> None:
+    absent = [
+        FAST.model_copy(update={"key": status.value, "status": status, "accuracy": None, "latency": None})
+        for status in (Status.SKIPPED, Status.FAILED)
+    ]
+    advice = recommend([REFERENCE, *absent], REFERENCE, Limits())
+    assert advice.row is None
+    assert advice.sentence.startswith("Nothing but the reference was measured: 2 of 2 candidates were skipped or fail")
+    assert recommend([REFERENCE], REFERENCE, Limits()).row is REFERENCE  # nothing else was asked for
+
+
+def batched(one: Measurement, batch: int, ms: float, reference: float = 40.0) -> Measurement:
+    """The same row for runs of a whole batch, each of `ms`."""
+    assert one.latency
+    latency = one.latency.model_copy(update={"p50": ms, "batch": batch, "reference_p50": reference})
+    return one.model_copy(update={"key": f"{one.key} {batch} {ms}", "batch": batch, "latency": latency})
+
+
+def test_a_batch_is_recommended_in_milliseconds_of_a_run_and_of_a_picture() -> None:
+    four = batched(FAST, 4, 12.0)
+    advice = recommend([REFERENCE, FAST, four], REFERENCE, Limits())
+    assert advice.row is four
+    assert "13.3 times as fast per picture as torch fp32" in advice.sentence  # 40 ms against 3
+    assert "12.0 ms per run of 4 pictures, 3.00 ms per picture" in advice.sentence
+    limited = recommend([REFERENCE, FAST, four], REFERENCE, Limits(max_ms=10))
+    assert limited.row is FAST
+    assert "but 12.0 ms per run is over 10 ms" in limited.sentence
+
+
+def test_fewer_milliseconds_beside_a_faster_reference_are_explained() -> None:
+    """The quicker row ran while the machine was idle: 4.00 of 20 ms is a larger share than 5.00 of 40."""
+    idle = batched(FAST, 1, 4.0, reference=20.0)
+    advice = recommend([REFERENCE, FAST, idle], REFERENCE, Limits())
+    assert advice.row is FAST
+    assert "shows fewer milliseconds per picture (4.00), while the reference beside it was faster" in advice.sentence
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))

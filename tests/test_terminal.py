@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import test_studies as studies
-from leadline.cli.optimize import Display, tables
+from leadline.cli.optimize import Display, foot, tables
 from leadline.cli.terminal import lettered, print_whole
 from leadline.studies.optimize import Optimized
 from leadline.studies.recommend import Recommendation
@@ -33,9 +33,25 @@ def printed(width: int) -> str:
 def test_no_figure_of_a_study_is_cut_off(width: int) -> None:
     text = printed(width)
     assert "…" not in text
-    for figure in ("1077.25", "477.15", "0.800", "-0.305 [-0.309, -0.301]", "10.00", "1234", "int8-dynamic"):
+    for figure in ("1077", "477", "0.800", "-0.305 [-0.309, -0.301]", "10.00", "1234", "int8-dynamic"):
         assert figure in text
     assert "> onnxruntime int8-dynamic 64x96" in text
+
+
+def test_a_batch_has_milliseconds_of_a_run_and_of_a_picture() -> None:
+    four = studies.batched(studies.FAST, 4, 12.0)
+    found = Optimized(
+        Outcome(Study("m"), Path("runs"), [studies.REFERENCE, four]), Recommendation(four, "why"), Path("r.html")
+    )
+    console = Console(file=io.StringIO(), width=10_000)
+    [table] = tables(found, console)
+    print_whole(table, console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert [line for line in lines if "ms per run IQR ms per picture x faster" in " ".join(line.split())]
+    [line] = [line for line in lines if "batch 4" in line]
+    assert line.split()[-6:-1] == ["12.0", "0.10", "3.00", "13.3", "4.00"]  # 40 ms of the reference over 3
+    assert "ms per picture the median over the batch" in foot(found)
 
 
 def test_eighty_columns_hold_every_line_of_a_study() -> None:

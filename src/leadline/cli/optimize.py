@@ -38,6 +38,10 @@ FOOT = (
     "x faster: against the first row in the same rounds, in turn, so that a busy machine slows both; "
     "two medians of the ms column come from different rounds, and their quotient may differ."
 )
+FOOT_RUNS = (
+    "A run takes the whole batch: ms per run is its median and IQR its spread, ms per picture the median over the "
+    "batch, and x faster is of a picture."
+)
 
 
 def command(
@@ -66,7 +70,7 @@ def command(
         Optional[str], typer.Option(metavar="D", help="Data set or pictures for static INT8. Default: rendered.")
     ] = None,
     max_drop: Annotated[float, typer.Option(min=0.0, help="Largest loss of the primary metric.")] = 0.01,
-    max_ms: Annotated[Optional[float], typer.Option(min=0.0, help="Largest median latency, ms.")] = None,
+    max_ms: Annotated[Optional[float], typer.Option(min=0.0, help="Largest median latency of a run, ms.")] = None,
     max_mb: Annotated[Optional[float], typer.Option(min=0.0, help="Largest size on disk, MB.")] = None,
     train_data: Annotated[
         Optional[list[str]],
@@ -168,19 +172,15 @@ def _facts(found: Optimized) -> dict[str, Any]:
 
 
 def _print(found: Optimized) -> None:
-    from rich.console import Console
-
-    from leadline.cli.terminal import print_whole
+    from leadline.cli.terminal import print_whole, wide_console
     from leadline.studies.report.candidates import shared_notes
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)  # a file or a pipe has no width to keep to
+    console = wide_console()
     for notice in found.outcome.notices:
         console.print(notice, highlight=False, soft_wrap=True, markup=False)
     for table in tables(found, console):
         print_whole(table, console)
-    console.print(FOOT, highlight=False, soft_wrap=True, markup=False)
+    console.print(foot(found), highlight=False, soft_wrap=True, markup=False)
     for note in shared_notes(found.outcome.rows):
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     for row in found.outcome.rows:
@@ -205,9 +205,11 @@ def tables(found: Optimized, console: Console) -> list[Table]:
     primary = reference.accuracy.primary
     rows = [row for row in outcome.rows if row.accuracy is not None and row.latency is not None]
     chosen = [advice.row is not None and row.key == advice.row.key for row in rows]
-    cells = [_cells(row, primary, one) for row, one in zip(rows, chosen, strict=True)]
+    several = _several(found)
+    cells = [_cells(row, primary, one, several=several) for row, one in zip(rows, chosen, strict=True)]
     title = f"{outcome.study.model}: {reference.accuracy.protocol}, {reference.accuracy.scored} pictures"
-    columns = ["candidate", "ran in", NAMES.get(primary, primary), "change [95 %]", *COST]
+    cost_heads = (*(RUNS if several else SINGLE), *COST)
+    columns = ["candidate", "ran in", NAMES.get(primary, primary), "change [95 %]", *cost_heads]
     whole = _table(title, columns, cells, chosen)
     if width_of(whole, console) <= console.width:
         return [whole]
@@ -216,11 +218,12 @@ def tables(found: Optimized, console: Console) -> list[Table]:
     cost = [[letter, row[1], *row[4:]] for letter, row in zip(letters, cells, strict=True)]
     return [
         _table(title, ["", columns[0], *columns[2:4]], accuracy, chosen),
-        _table("", ["", columns[1], *COST], cost, chosen),
+        _table("", ["", columns[1], *cost_heads], cost, chosen),
     ]
 
 
-COST = ("ms p50", "IQR", "x faster", "MB", "peak MiB")
+SINGLE, RUNS = ("ms p50", "IQR"), ("ms per run", "IQR", "ms per picture")
+COST = ("x faster", "MB", "peak MiB")
 _WORDS = ("", "candidate", "ran in")
 
 
@@ -236,8 +239,19 @@ def _table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], c
     return table
 
 
-def _cells(row: Measurement, primary: str, chosen: bool) -> list[str]:
+def _several(found: Optimized) -> bool:
+    """Whether a run of some candidate takes more than a picture."""
+    return any(row.batch > 1 for row in found.outcome.rows)
+
+
+def foot(found: Optimized) -> str:
+    """What the columns of the table mean."""
+    return f"{FOOT} {FOOT_RUNS}" if _several(found) else FOOT
+
+
+def _cells(row: Measurement, primary: str, chosen: bool, *, several: bool) -> list[str]:
     from leadline.studies.recommend import ends
+    from leadline.studies.units import milliseconds, speedup
 
     assert row.accuracy
     assert row.latency
@@ -247,9 +261,10 @@ def _cells(row: Measurement, primary: str, chosen: bool) -> list[str]:
         row.precision_ran,
         f"{row.accuracy.metrics[primary].value:.3f}",
         f"{change.value:+.3f}{ends(change) or ' [n/a]'}" if change else "reference",
-        f"{row.latency.per_picture:.2f}",
-        f"{row.latency.iqr / row.latency.batch:.2f}",
-        f"{1 / row.latency.ratio:.2f}",
+        milliseconds(row.latency.p50),
+        milliseconds(row.latency.iqr),
+        *([milliseconds(row.latency.per_picture)] if several else []),
+        speedup(1 / row.latency.ratio),
         f"{row.size_mb:.2f}" if row.size_mb is not None else "n/a",
         f"{row.memory_mb:.0f}" if row.memory_mb is not None else "n/a",
     ]

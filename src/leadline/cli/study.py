@@ -121,11 +121,9 @@ def _facts(one: Optimized) -> dict[str, Any]:
 
 
 def _print(found: Studied) -> None:
-    from rich.console import Console
+    from leadline.cli.terminal import wide_console
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)  # a file or a pipe has no width to keep to
+    console = wide_console()
     say = _speaker(console)
     for notice in found.outcome.notices:
         say(notice)
@@ -138,7 +136,7 @@ def _print(found: Studied) -> None:
 
 
 def _print_machine(one: Optimized, console: Console) -> None:
-    from leadline.cli.optimize import FOOT, tables
+    from leadline.cli.optimize import foot, tables
     from leadline.cli.terminal import print_whole
     from leadline.studies.matrix import best_per_batch, best_per_resolution, cells_of, is_matrix, suspicions
     from leadline.studies.report.candidates import shared_notes
@@ -146,7 +144,7 @@ def _print_machine(one: Optimized, console: Console) -> None:
     say = _speaker(console)
     for table in tables(one, console):
         print_whole(table, console)
-    say(FOOT)
+    say(foot(one))
     rows = cells_of(one.outcome.rows, one.outcome.reference)
     if is_matrix(one.outcome.rows):
         for title, best in (
@@ -170,10 +168,12 @@ def _print_machine(one: Optimized, console: Console) -> None:
 
 
 def _best(best: Best) -> str:
+    from leadline.studies.units import run_and_picture
+
     latency = best.row.latency
     assert latency
     same = "" if best.told_apart else ", accuracies of its cells do not differ beyond their intervals"
-    return f"{best.group}: {best.row.name}, {latency.per_picture:.2f} ms per picture{same}"
+    return f"{best.group}: {best.row.name}, {run_and_picture(latency)}{same}"
 
 
 def _speaker(console: Console) -> Callable[..., None]:

@@ -115,7 +115,8 @@ def carry_out(
                 lost[name] = part_of.reference.reason
                 continue
             advice = recommend(part_of.rows, part_of.reference, file.bounds)
-            report = write_report(part_of, advice, file.bounds, f"report-{name}.html" if name else "report.html")
+            page = f"report-{name}.html" if name else "report.html"
+            report = write_report(part_of, advice, file.bounds, page, "leadline study")
             machines[name] = Optimized(part_of, advice, report, file.bounds)
         return Studied(outcome, machines, lost)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from leadline.studies import units
+
 if TYPE_CHECKING:
     from leadline.studies.measurement import Figure
 
@@ -29,8 +31,8 @@ def change(value: float, digits: int = 3) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Three significant digits, at most two after the point."""
-    return number(value, 0 if value >= 100 else 1 if value >= 10 else 2)
+    """As the command prints it: three significant digits, at most two after the point."""
+    return _signed(units.milliseconds(value))
 
 
 def megabytes(value: float | None) -> str:
@@ -39,8 +41,8 @@ def megabytes(value: float | None) -> str:
 
 
 def times(value: float) -> str:
-    """`2.4×`; two digits after the point below 2, where they matter."""
-    return f"{value:.{2 if value < 2 else 1 if value < 100 else 0}f}×"
+    """`2.41×`, with as many digits as the command prints."""
+    return f"{units.speedup(value)}×"
 
 
 def interval(figure: Figure, digits: int = 3, *, signed: bool = False) -> str:

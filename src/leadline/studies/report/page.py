@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 NAME = "report.html"
 
 
-def write_report(outcome: Outcome, advice: Recommendation, limits: Limits, name: str = NAME) -> Path:
+def write_report(
+    outcome: Outcome, advice: Recommendation, limits: Limits, name: str = NAME, command: str = "leadline optimize"
+) -> Path:
     """Write the report of a study as one file that needs no other and no network.
 
     Args:
@@ -41,6 +43,7 @@ def write_report(outcome: Outcome, advice: Recommendation, limits: Limits, name:
         advice: what was recommended.
         limits: the user's.
         name: of the file.
+        command: that the reader would type again, which heads the page.
 
     Returns:
         The file, in the study's folder.
@@ -49,16 +52,16 @@ def write_report(outcome: Outcome, advice: Recommendation, limits: Limits, name:
         OutputError: it cannot be written; an older report is then intact.
     """
     path = outcome.folder / name
-    write_atomic(path, _page(outcome, advice, limits).encode())
+    write_atomic(path, _page(outcome, advice, limits, command).encode())
     return path
 
 
-def _page(outcome: Outcome, advice: Recommendation, limits: Limits) -> str:
+def _page(outcome: Outcome, advice: Recommendation, limits: Limits, command: str) -> str:
     found = candidates(outcome, advice)
     title = f"{outcome.study.model}: what to ship"
     body = "".join(
         (
-            _header(outcome),
+            _header(outcome, command),
             _recommendation(outcome, advice, limits, found),
             _section("candidates-title", "Candidates", _candidates(outcome, found)),
             *(
@@ -112,7 +115,7 @@ def _bullets(items: Sequence[str]) -> str:
     return '<ul class="limits">' + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
 
 
-def _header(outcome: Outcome) -> str:
+def _header(outcome: Outcome, command: str) -> str:
     machine, study = outcome.reference.machine, outcome.study
     host = next(
         (machine[key] for key in ("cpu", "processor", "name", "machine") if machine.get(key)), platform.machine()
@@ -124,12 +127,8 @@ def _header(outcome: Outcome) -> str:
         ("machine", text(host)),
     )
     facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in parts)
-    return f"<header><p class=kicker>{_kicker(outcome)}</p><h1>{text(study.model)}</h1><dl>{facts}</dl></header>\n"
-
-
-def _kicker(outcome: Outcome) -> str:
-    verb = "leadline study" if is_matrix(outcome.rows) or outcome.reference.on else "leadline optimize"
-    return text(f"{verb}, on {outcome.reference.on}" if outcome.reference.on else verb)
+    kicker = text(f"{command}, on {outcome.reference.on}" if outcome.reference.on else command)
+    return f"<header><p class=kicker>{kicker}</p><h1>{text(study.model)}</h1><dl>{facts}</dl></header>\n"
 
 
 def _recommendation(outcome: Outcome, advice: Recommendation, limits: Limits, found: Sequence[Candidate]) -> str:
@@ -137,6 +136,10 @@ def _recommendation(outcome: Outcome, advice: Recommendation, limits: Limits, fo
     if advice.caution:
         kept = f'<p class="caution">{text(advice.caution)}</p>{kept}'
     chosen = next((candidate for candidate in found if candidate.recommended), None)
+    if chosen is None and all(candidate.reference for candidate in found):
+        why = '<p><a href="#not-measured">The reasons are below</a>, each with what mends it.</p>'
+        inside = f"<h2 id=advice>✕ Nothing to recommend</h2><p class=lead>{text(advice.sentence)}</p>{why}"
+        return f'<section class="card bad" aria-labelledby="advice">{inside}</section>\n'
     if chosen is None:
         mend = (
             "<p>The table below shows what each candidate would cost. To get a recommendation, allow more "
@@ -149,7 +152,7 @@ def _recommendation(outcome: Outcome, advice: Recommendation, limits: Limits, fo
     bundle = str(outcome.folder / chosen.row.bundle)
     command = f"leadline predict photo.jpg --model {shlex.quote(bundle)}"
     inside = (
-        f"<p class=over>★ Recommended</p><h2 id=advice>{text(chosen.row.name)}</h2>{_tiles(chosen)}"
+        f"<p class=over>★ Recommended</p><h2 id=advice>{text(chosen.row.name)}</h2>{_tiles(chosen, outcome)}"
         f"<p class=lead>{text(advice.sentence)}</p>{kept}"
         f"<dl class=use><div><dt>Bundle</dt><dd><code>{text(bundle)}</code></dd></div>"
         f"<div><dt>Run it</dt><dd><code>{text(command)}</code></dd></div></dl>"
@@ -161,25 +164,25 @@ def _limits(outcome: Outcome, limits: Limits) -> str:
     accuracy = outcome.reference.accuracy
     metric = text(NAMES.get(accuracy.primary, accuracy.primary)) if accuracy else "the primary metric"
     parts = [f"{metric} may drop by {limits.max_drop:g} against the reference"]
-    parts += [f"at most {limits.max_ms:g} ms"] if limits.max_ms is not None else []
+    per_run = " per run" if is_matrix(outcome.rows) else ""
+    parts += [f"at most {limits.max_ms:g} ms{per_run}"] if limits.max_ms is not None else []
     parts += [f"at most {limits.max_mb:g} MB"] if limits.max_mb is not None else []
     return "; ".join(parts)
 
 
-def _tiles(chosen: Candidate) -> str:
+def _tiles(chosen: Candidate, outcome: Outcome) -> str:
     primary, latency = chosen.accuracy.primary, chosen.latency
     score, moved = chosen.accuracy.metrics[primary], chosen.accuracy.change.get(primary)
     speed = 1 / latency.ratio if latency.ratio > 0 else float("inf")
     paired = f"{change(moved.value)} {interval(moved, signed=True)} against the reference" if moved else "the reference"
-    compared = (
-        "is the reference"
-        if chosen.reference
-        else f"as fast as the reference ({milliseconds(latency.reference_p50)} ms)"
-    )
+    alone = outcome.reference.latency
+    row = f"; its own row has {milliseconds(alone.p50)} ms" if alone else ""  # as the table: one number, one place
+    each = ", per picture" if latency.batch > 1 else ""
+    compared = "is the reference" if chosen.reference else f"as fast as the reference in the same rounds{each}{row}"
     tiles = (
         (
             f"{milliseconds(latency.per_picture)} <small>ms</small>",
-            f"per picture, median; {_whole(latency)}95 % within {milliseconds(latency.p95)} ms",
+            f"per picture, median; {_whole(latency)} within {milliseconds(latency.p95)} ms",
         ),
         (times(speed), compared),
         (number(score.value), f"{text(NAMES.get(primary, primary))}, 95 % {interval(score)}<br>{paired}"),
@@ -193,8 +196,10 @@ def _tiles(chosen: Candidate) -> str:
 
 
 def _whole(latency: Latency) -> str:
-    """What a run of several pictures takes."""
-    return f"a batch of {latency.batch} in {milliseconds(latency.p50)} ms; " if latency.batch > 1 else ""
+    """What the 95 % are of, after what a run of several pictures takes."""
+    if latency.batch == 1:
+        return "95 %"
+    return f"a run of {latency.batch} pictures in {milliseconds(latency.p50)} ms, 95 % of the runs"
 
 
 def _candidates(outcome: Outcome, found: Sequence[Candidate]) -> str:

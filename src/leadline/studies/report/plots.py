@@ -63,8 +63,14 @@ def tradeoff_plots(found: Sequence[Candidate], limits: Limits) -> list[tuple[str
         found: the measured candidates.
         limits: the user's, drawn as lines.
     """
+    single = all(c.latency.batch == 1 for c in found)  # the limit is of a run, the axis of a picture
     axes = (
-        Axis("latency", "median latency per picture, ms", lambda c: c.latency.per_picture, limits.max_ms),
+        Axis(
+            "latency",
+            "median latency per picture, ms",
+            lambda c: c.latency.per_picture,
+            limits.max_ms if single else None,
+        ),
         Axis("size", "size on disk, MB", lambda c: c.row.size_mb, limits.max_mb),
     )
     plots = []

@@ -11,7 +11,6 @@ from leadline.studies.report.numbers import change, interval, megabytes, millise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leadline.studies.measurement import Latency
     from leadline.studies.report.candidates import Candidate
 
 FURTHER = ("abs_rel", "rmse", "correlation", "aligned_error", "disp_abs_rel")  # the first two that were measured
@@ -26,13 +25,16 @@ def candidate_table(found: Sequence[Candidate]) -> str:
     primary = found[0].accuracy.primary
     further = [name for name in FURTHER if name != primary and any(name in c.accuracy.metrics for c in found)][:2]
     metric = text(NAMES.get(primary, primary))
+    several = any(c.latency.batch > 1 for c in found)
     heads = "".join(
         f'<th scope="col"{" class=left" if left else ""}>{label}</th>'
         for label, left in (
             ("#", False), ("candidate", True), ("ran in", True), (f"{metric}<small>95 % interval</small>", False),
             ("change<small>paired, 95 %</small>", False),
             *((text(LABELS.get(name, name)), False) for name in further),
-            ("p50", False), ("p95", False), ("p99", False), ("IQR", False), ("ratio<small>to reference</small>", False),
+            ("p50", False), ("p95", False), ("p99", False), ("IQR", False),
+            *([("ms per picture<small>p50 over batch</small>", False)] if several else []),
+            (f"ratio<small>to reference{', per picture' if several else ''}</small>", False),
             ("before<small>/ after</small>", False), ("MB<small>on disk</small>", False),
             ("MiB<small>peak</small>", False),
         )
@@ -40,10 +42,10 @@ def candidate_table(found: Sequence[Candidate]) -> str:
     groups = (
         '<td colspan="3"></td>'
         f'<th scope="colgroup" colspan="{2 + len(further)}">Accuracy</th>'
-        '<th scope="colgroup" colspan="6">Time of one run, ms</th>'
+        f'<th scope="colgroup" colspan="{7 if several else 6}">Time of one run, ms</th>'
         '<th scope="colgroup" colspan="2">Size, memory</th>'
     )
-    rows = "".join(_row(candidate, primary, further) for candidate in found)
+    rows = "".join(_row(candidate, primary, further, several=several) for candidate in found)
     return (
         '<div class="scroll" role="region" aria-label="Measured candidates" tabindex="0">'
         f'<table class="candidates" id="candidates"><caption class="hidden">Measured candidates</caption>'
@@ -53,15 +55,16 @@ def candidate_table(found: Sequence[Candidate]) -> str:
 
 _KEY = (
     '<p class="quiet key">★ recommended. ◆ Pareto: no other candidate is at least as good in accuracy, latency '
-    "(p50) and size and better in one of them. p50, p95, p99: time within which half, 95 % and 99 % of the pictures "
-    "were done; IQR: distance between the quartiles. Before / after: preparing the picture, and bringing the map to "
-    "its size; not part of the times to the left. Ratio to reference: quotient of the medians of rounds in which "
-    "both took turns, so that a busy machine slows both; below 1 is faster. Two p50 of this table come from different "
-    "rounds, and their quotient may differ; what is recommended is judged by the ratio.</p>"
+    "(p50 of a picture) and size and better in one of them. p50, p95, p99: time within which half, 95 % and 99 % of "
+    "the runs were done, and a run takes the whole batch; IQR: distance between the quartiles. Before / after: "
+    "preparing the picture, and bringing the map to its size; not part of the times to the left. Ratio to reference: "
+    "quotient of the medians of rounds in which both took turns, so that a busy machine slows both; below 1 is faster. "
+    "Two p50 of this table come from different rounds, and their quotient may differ; what is recommended is judged by "
+    "the ratio.</p>"
 )
 
 
-def _row(candidate: Candidate, primary: str, further: Sequence[str]) -> str:
+def _row(candidate: Candidate, primary: str, further: Sequence[str], *, several: bool) -> str:
     row, latency, accuracy = candidate.row, candidate.latency, candidate.accuracy
     score, moved = accuracy.metrics[primary], accuracy.change.get(primary)
     cells = [
@@ -77,18 +80,15 @@ def _row(candidate: Candidate, primary: str, further: Sequence[str]) -> str:
         figure = accuracy.metrics.get(name)
         cells.append(_cell(figure.value if figure else None, number(figure.value if figure else None)))
     cells += [_cell(value, milliseconds(value)) for value in (latency.p50, latency.p95, latency.p99, latency.iqr)]
+    if several:
+        cells.append(_cell(latency.per_picture, milliseconds(latency.per_picture)))
     cells += [
-        _cell(latency.ratio, f"{number(latency.ratio, 2)}×{_each(latency)}"),
+        _cell(latency.ratio, f"{number(latency.ratio, 2)}×"),
         _cell(latency.pre + latency.post, f"{milliseconds(latency.pre)}<small>/ {milliseconds(latency.post)}</small>"),
         _cell(row.size_mb, megabytes(row.size_mb)),
         _cell(row.memory_mb, number(row.memory_mb, 0)),
     ]
     return f"<tr{' class=chosen' if candidate.recommended else ''}>{''.join(cells)}</tr>"
-
-
-def _each(latency: Latency) -> str:
-    """What a picture of a batch takes, below the ratio, which is per picture too."""
-    return f"<small>{milliseconds(latency.per_picture)} each</small>" if latency.batch > 1 else ""
 
 
 def _name(candidate: Candidate) -> str:
