@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from leadline.bundle import Bundle, load_bundle
+from leadline.cli import export
 from leadline.errors import BundleError, ConfigError, UnavailableError
 from leadline.runtimes import core_ml, core_ml_program
 from leadline.runtimes.base import ExportOptions, Precision, SessionOptions, runtime
@@ -114,10 +115,20 @@ class TestExport:
         monkeypatch.setattr(sys, "platform", "linux")
         made = export_bundle(cnn(), "coreml", ExportOptions(size=SIZE), tmp_path / "b")
         assert made.details["precision_ran"] == "unknown"
-        assert "macOS only" in made.details["notes"][0]
+        assert made.details["notes"][0].startswith("coreml itself was not run: CoreML runs on macOS only")
         assert "coremltools" in made.file("example.py").read_text()
         with pytest.raises(UnavailableError, match="macOS only"):
             runtime("coreml").open(load_bundle(made.folder), SessionOptions())
+
+    def test_the_command_prints_what_is_known(self) -> None:
+        """The file was compared here, though CoreML was not run."""
+        known = bundle("int8-static").details
+        lines = export._agreement(known | {"precision_ran": "unknown"})
+        assert lines[0] == "computes in: int8 (40 of 41 layers), as the file says"
+        assert lines[1].startswith("the file, computed operator by operator, against PyTorch fp32 on 1 calibration pic")
+        assert f"correlation {known['program']['correlation']:.5f}" in lines[1]
+        unread = {"precision_ran": "unknown", "program": {"compared": False, "reason": "no rule for 'softplus'"}}
+        assert export._agreement(unread)[1] == "not compared with PyTorch: no rule for 'softplus'"
 
     def test_a_wrong_program_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         made = bundle("fp32")

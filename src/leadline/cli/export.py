@@ -180,20 +180,42 @@ def _text(facts: dict[str, Any]) -> str:
         f"{facts['bundle']}: {facts['runtime']} {facts['precision']}, input {height}x{width} (height x width)"
         + (", any size its contract allows" if facts["dynamic"] else "")
         + f", {facts['bytes'] / 1e6:.2f} MB",
-        f"computes in: {details['precision_ran']}",
     ]
-    if parity := details.get("parity"):
-        lines.append(
-            f"against PyTorch fp32 on {parity['pictures']} rendered pictures: mean |difference| "
-            f"{parity['mean_abs']:.3g} ({parity['relative']:.2%} of the spread), largest {parity['max_abs']:.3g}, "
-            f"δ1 {parity['delta1']:.4f}, correlation {parity['correlation']:.5f}"
-        )
+    lines += _agreement(details)
     if details.get("calibration") == "trained":
         lines.append("ranges and INT8 weights: as quantisation-aware training left them, not calibrated")
     lines += [f"note: {note}" for note in details.get("notes", ())]
     if facts["replaced"]:
         lines.append(f"note: this replaces the earlier bundle at {facts['bundle']}")
     return "\n".join(lines)
+
+
+def _agreement(details: dict[str, Any]) -> list[str]:
+    """What the bundle computes in, and how near to PyTorch it stays.
+
+    Args:
+        details: of the bundle; `program` is there where the engine cannot run here and its file was read back and
+            computed operator by operator.
+    """
+    read, lines = details.get("program", {}), [f"computes in: {details['precision_ran']}"]
+    if parity := details.get("parity"):
+        lines.append(f"against PyTorch fp32 on {parity['pictures']} rendered pictures: {_figures(parity)}")
+    elif read.get("compared"):
+        count = f"{read['pictures']} {read['of']} picture{'s' if read['pictures'] > 1 else ''}"
+        lines = [
+            f"computes in: {read['arithmetic']}, as the file says",
+            f"the file, computed operator by operator, against PyTorch fp32 on {count}: {_figures(read)}",
+        ]
+    elif "reason" in read:
+        lines.append(f"not compared with PyTorch: {read['reason']}")
+    return lines
+
+
+def _figures(parity: dict[str, Any]) -> str:
+    return (
+        f"mean |difference| {parity['mean_abs']:.3g} ({parity['relative']:.2%} of the spread), "
+        f"largest {parity['max_abs']:.3g}, δ1 {parity['delta1']:.4f}, correlation {parity['correlation']:.5f}"
+    )
 
 
 def _plain(reference: str) -> str:

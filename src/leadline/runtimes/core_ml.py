@@ -236,7 +236,7 @@ def compared(source: Exportable, contract: Contract, options: ExportOptions, pat
         path: of the package.
 
     Returns:
-        Figures as parity has them and the program's arithmetic, or why it was not compared.
+        Figures as parity has them, what pictures they are of and the program's arithmetic, or why it was not compared.
 
     Raises:
         ParityError: they differ by more than the precision may.
@@ -259,7 +259,8 @@ def compared(source: Exportable, contract: Contract, options: ExportOptions, pat
         theirs = np.concatenate([source.model(torch.from_numpy(values)).numpy() for values in inputs])
     parity = compare_outputs(mine, theirs)
     check_parity(parity, options.precision, name=f"{source.name} coreml {options.precision}")
-    return {"compared": True, "arithmetic": stored_precision(program), **parity.as_dict()}
+    of = "calibration" if options.calibration else "rendered"
+    return {"compared": True, "of": of, "arithmetic": stored_precision(program), **parity.as_dict()}
 
 
 def stored_precision(program: Any) -> str:

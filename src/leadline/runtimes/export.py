@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,7 @@ def export_bundle(
             (folder / EXAMPLE).write_text(code, encoding="utf-8")
         unproven = adapter.availability().export_only
         if unproven:
-            seen = {"precision_ran": "unknown", "notes": [f"not compared with PyTorch: {unproven}"]}
+            seen = {"precision_ran": "unknown", "notes": [f"{adapter.name} itself was not run: {unproven}"]}
         else:
             seen = _compared(adapter, made, source, options, pictures)
         write_bundle(
@@ -74,7 +73,7 @@ def export_bundle(
             contract=made.contract,
             size=made.size,
             dynamic=made.dynamic,
-            lineage=[*made.lineage, _step(runtime, options, made.size)],
+            lineage=[*made.lineage, export_step(made, options)],
             details=made.details | seen,
         )
     return load_bundle(out)
@@ -119,20 +118,27 @@ def _sizes(contract: Contract) -> list[tuple[int, int]]:
     return sizes
 
 
-def _step(runtime: str, options: ExportOptions, size: tuple[int, int]) -> dict[str, Any]:
-    plain = replace(options, calibration=())
+def export_step(made: Bundle, options: ExportOptions) -> dict[str, Any]:
+    """What a bundle's lineage says of its export: what was asked for, or what the engine did instead.
+
+    Args:
+        made: by the engine, whose details count where they say something else (a quantiser of its own, say).
+        options: of the export.
+    """
     step: dict[str, Any] = {
         "step": "export",
-        "runtime": runtime,
-        "precision": str(plain.precision),
-        "size": list(size),
-        "dynamic": plain.dynamic,
+        "runtime": made.runtime,
+        "precision": made.precision,
+        "size": list(made.size),
+        "dynamic": options.dynamic,
     }
     if options.calibration:
-        step |= {"calibration": plain.method, "calibration_pictures": len(options.calibration)}
-    if plain.precision.startswith("int8"):
+        method = made.details.get("calibration", options.method)
+        step |= {"calibration": method, "calibration_pictures": len(options.calibration)}
+    if options.precision.startswith("int8"):
         usual = ExportOptions()
         asked = ("percentile", "per_channel", "symmetric", "equalise", "bias_correction", "smooth")
-        step |= {key: value for key in asked if (value := getattr(plain, key)) != getattr(usual, key)}
-        step |= {"exclude": list(plain.exclude)} if plain.exclude else {}
+        done = {key: made.details.get(key, getattr(options, key)) for key in asked}
+        step |= {key: value for key, value in done.items() if value != getattr(usual, key)}
+        step |= {"exclude": list(options.exclude)} if options.exclude else {}
     return step

@@ -63,7 +63,7 @@ def static_int8(text: str, data: bytes, options: ExportOptions) -> tuple[str, by
             out = scales.get(following.name) if following is not None else None
             arrays = _quantised(layer, arrays, scales[layer.name], out, per_channel=options.per_channel)
         written += arrays
-    details = {"calibration": "minmax", "calibration_pictures": len(options.calibration)}
+    details = {"symmetric": True, "calibration": "minmax", "calibration_pictures": len(options.calibration)}
     return write_layers(layers), b"".join(written), details
 
 
