@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
 from leadline.errors import ConfigError, DataError, KindError, OutputError
 from leadline.studies.ground_truth import choose_protocol, choose_scenes
+from leadline.studies.identity import claim
 from leadline.studies.isolated import JobError, run_isolated
 from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement, Status
 from leadline.studies.optimize import optimize
@@ -187,6 +189,52 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a database at all" * 100)
     with pytest.raises(DataError, match="not a store"):
         Store(path)
+
+
+class TestOneStudyInAFolder:
+    def held(self, tmp_path: Path, *, model: str = "m", noted: bool = True) -> Path:
+        """A folder in which `Study(model)` has a row."""
+        if noted:
+            claim(tmp_path, Study(model), "abc")
+        with Store(tmp_path / "study.sqlite") as store:
+            store.put(REFERENCE.model_copy(update={"model": model}))
+        return tmp_path
+
+    def test_the_same_study_goes_on_with_other_candidates(self, tmp_path: Path) -> None:
+        out = self.held(tmp_path)
+        claim(out, Study("m", precisions=("fp16",), runtimes=("torch",), sizes=((32, 32),), batches=(1, 2)), "abc")
+        assert json.loads((out / "study.json").read_text())["model"] == "m"
+
+    @pytest.mark.parametrize(
+        ("other", "said"),
+        [
+            ({"model": "n"}, "model is m there and n here"),
+            ({"data": "rendered:street"}, "data is rendered there and rendered:street here"),
+            ({"limit": 8}, "limit is all pictures there and 8 here"),
+            ({"both_alignments": True}, "scored with both alignments is no there and yes here"),
+        ],
+    )
+    def test_another_study_is_refused_with_what_differs(self, tmp_path: Path, other: dict, said: str) -> None:
+        out = self.held(tmp_path)
+        before = (out / "study.json").read_bytes()
+        with pytest.raises(OutputError, match=f"another study lies in.*{said}.*Choose another folder with --out"):
+            claim(out, Study(**({"model": "m"} | other)), "abc")
+        assert (out / "study.json").read_bytes() == before
+
+    def test_other_weights_under_the_same_name_are_another_model(self, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match="weights of m have changed since"):
+            claim(self.held(tmp_path), Study("m"), "def")
+
+    def test_a_folder_of_the_version_before_tells_by_its_rows(self, tmp_path: Path) -> None:
+        out = self.held(tmp_path, noted=False)
+        with pytest.raises(OutputError, match="model is m there and n here"):
+            claim(out, Study("n"), "abc")
+        claim(out, Study("m", limit=8), "abc")
+
+    def test_a_folder_without_figures_is_free(self, tmp_path: Path) -> None:
+        claim(tmp_path, Study("m"), "abc")
+        claim(tmp_path, Study("n"), "def")
+        assert json.loads((tmp_path / "study.json").read_text())["model"] == "n"
 
 
 def test_cells_start_with_the_reference_and_know_their_words() -> None:

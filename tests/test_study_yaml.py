@@ -62,6 +62,13 @@ class TestTheFile:
             ("model: m\nsizes: [224x288x3]\n", "is no size"),
             ("model: m\nbatches: [0]\n", "1 to 64 pictures"),
             ("model: m\nruntime: torch\nruntimes: [torch]\n", "write one of them"),
+            (
+                "model: m\nruntimes: [torch, onxruntime]\n",
+                "study.yaml: runtimes: unknown engine 'onxruntime'.*onnxruntime",
+            ),
+            ("model: m\nruntime: [torch on]\n", "study.yaml: runtime: unknown engine 'torch on'. Did you mean 'torch'"),
+            ("model: m\nprecisions: int9\n", "study.yaml: precisions: unknown precision 'int9'"),
+            ("model: m\nprotocol: nyu-eigne\n", "study.yaml: protocol: .*nyu-eigne"),
             ("- model\n", "must be a mapping"),
             ("model: m\ndata: folder:nowhere-at-all\n", "leads nowhere"),
             ("model: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
@@ -87,6 +94,8 @@ class TestTheFile:
         with pytest.raises(ContractError, match=r"multiples of 14.*Use 98,98"):
             carry_out(file, tmp_path / "out")
         assert not (tmp_path / "out" / "study.sqlite").exists()
+        with pytest.raises(ContractError, match=r"a/study\.yaml: sizes: .*Use 98,98"):
+            carry_out(file, tmp_path / "out", place=Path("a/study.yaml"))
 
 
 def _contract(model: str):

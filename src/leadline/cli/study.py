@@ -73,7 +73,7 @@ def command(
     display = Display(quiet=as_json)
     try:
         with display:
-            found = carry_out(study, place, on_cell=display.cell, link=lambda: RayLink(ray_address))
+            found = carry_out(study, place, place=file, on_cell=display.cell, link=lambda: RayLink(ray_address))
     except KeyboardInterrupt:
         finished = f"{display.done} of {display.total} candidates are finished"
         typer.echo(f"interrupted: {finished} and kept in {place}; the same command continues there", err=True)

@@ -18,6 +18,7 @@ from leadline.studies.optimize import Optimized, refuse_inside
 from leadline.studies.recommend import recommend
 from leadline.studies.running import run_study
 from leadline.studies.study import HERE, Study, cells
+from leadline.studies.study_file import said_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,7 @@ def carry_out(
     file: StudyFile,
     out: Path,
     *,
+    place: Path | None = None,
     on_cell: Callable[[int, int, Cell, str], None] | None = None,
     link: Callable[[], Link] | None = None,
 ) -> Studied:
@@ -55,11 +57,12 @@ def carry_out(
     Args:
         file: what is compared.
         out: folder of the study; run again with the same, it continues there.
+        place: of the file, for messages.
         on_cell: called with (number, of how many, cell, what is done now).
         link: opens the way to the device farm; called only where the study names machines of it.
 
     Raises:
-        OutputError: `out` cannot be written, lies in a folder that is read, or another study runs there.
+        OutputError: `out` cannot be written, lies in a folder that is read, holds another study, or one runs there.
         DataError, KindError: the data set cannot be opened, or has nothing that the protocol can compare with.
         ContractError: a size that the network does not take.
         ConfigError: no engine of the list can be used, or there is no such device.
@@ -83,7 +86,8 @@ def carry_out(
             farm = Farm(link(), away)
             held.callback(farm.link.close)
             farm.greet()
-        choice = _chosen(file, farm)
+        with said_in(place, "runtime"):
+            choice = _chosen(file, farm)
         study = Study(
             model=file.model,
             data=data,
@@ -104,7 +108,7 @@ def carry_out(
             both_alignments=file.alignments == "both",
             timeout=file.timeout,
         )
-        terms = _checked(study, file.terms)
+        terms = _checked(study, file.terms, place)
         engines = choice.sentence if choice else "" if study.runtimes else usual_runtimes()[1]
         said = [scenes, part, notice, terms, engines, _batches(study)]
         outcome = replace(run_study(study, out, on_cell, farm), notices=tuple(filter(None, said)))
@@ -128,13 +132,14 @@ def _chosen(file: StudyFile, farm: Farm | None) -> Choice | None:
     return first_available(file.runtime, file.precisions, devices)
 
 
-def _checked(study: Study, terms: str) -> str:
+def _checked(study: Study, terms: str, place: Path | None) -> str:
     """Refuse sizes and names that cannot be, before any work; returns the terms of the weights in a sentence."""
     from leadline.reference import load_model
 
     contract = load_model(study.model).contract
     for size in study.sizes:
-        contract.checked_size(size)
+        with said_in(place, "sizes"):
+            contract.checked_size(size)
     cells(study, contract)
     said = terms or ("" if contract.licence == "unknown" else contract.licence)
     return f"Terms of the weights of {contract.name}: {said}." if said else ""

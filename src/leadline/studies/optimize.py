@@ -11,6 +11,7 @@ from leadline.evaluation.splits import choose_split
 from leadline.output import check_writable, output_lock, refuse_finished
 from leadline.runtimes.base import usual_runtimes
 from leadline.studies.ground_truth import choose_protocol, choose_scenes
+from leadline.studies.identity import refuse_other
 from leadline.studies.recommend import Limits, Recommendation, recommend
 from leadline.studies.running import run_study
 from leadline.studies.study import REFERENCE_RUNTIME, Outcome, Study
@@ -72,7 +73,7 @@ def optimize(
         options: further fields of `leadline.studies.study.Study`.
 
     Raises:
-        OutputError: `out` cannot be written, lies in a folder that is read, or another study runs there.
+        OutputError: `out` cannot be written, lies in a folder that is read, holds another study, or one runs there.
         DataError, KindError: the data set cannot be opened, or has nothing that `protocol` can compare with.
         LeadlineError: the uncompressed model itself cannot be measured.
     """
@@ -89,6 +90,9 @@ def optimize(
     with output_lock(folder):
         notices = [scenes, part, notice, "" if options.get("runtimes") else usual_runtimes()[1]]
         if training is not None:
+            refuse_other(
+                folder, Study(model=model, data=data, protocol=chosen, **options)
+            )  # before anything is trained
             made = _recipes(model, training, options, folder, on_line or (lambda line: None))
             options["networks"] = tuple(made.networks)
             notices += [*_learned(training, data, options["split"]), *made.notices]

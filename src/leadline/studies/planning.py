@@ -30,6 +30,7 @@ class Candidate:
         answer: file that keeps what export and accuracy said, should the study be interrupted before the speed.
         panel: file for the depth maps of the report.
         activations: numbers between its layers for one picture.
+        weights: hash of its network's weights.
     """
 
     cell: Cell
@@ -38,6 +39,7 @@ class Candidate:
     answer: Path
     panel: Path
     activations: int = 0
+    weights: str = ""
 
 
 def plan_of(study: Study, out: Path, devices: Mapping[str, Device] | None = None) -> list[Candidate]:
@@ -98,7 +100,7 @@ def plan_of(study: Study, out: Path, devices: Mapping[str, Device] | None = None
         )
         name = f"{cell.folder}-{shared[cell.exported][:8]}"
         paths = (out / "bundles" / name, out / "cells" / f"{name}.json", out / "panel" / f"{cell.folder}.npz")
-        found.append(Candidate(cell, base, *paths, between[cell.made, cell.size]))
+        found.append(Candidate(cell, base, *paths, between[cell.made, cell.size], hashes[cell.made]))
     return found
 
 

@@ -14,6 +14,7 @@ from leadline.evaluation.isolation import TIMEOUT, Job
 from leadline.evaluation.latency import compare
 from leadline.output import write_atomic
 from leadline.runtimes.base import ExportOptions, Precision, refuse_precision, runtime
+from leadline.studies.identity import claim
 from leadline.studies.isolated import JobError, run_isolated, stop_jobs
 from leadline.studies.measurement import Measurement, Status
 from leadline.studies.planning import Candidate, ended, plan_of
@@ -45,10 +46,12 @@ def run_study(study: Study, out: Path, on_cell: OnCell | None = None, farm: Farm
         farm: the machines of `study.on`; None where there are none.
 
     Raises:
+        OutputError: the folder holds another study.
         LeadlineError: the reference itself cannot be measured here; any other cell that fails becomes a row.
     """
+    plan = plan_of(study, out, farm.devices if farm else None)
+    claim(out, study, plan[0].weights)
     with Store(out / "study.sqlite") as store:
-        plan = plan_of(study, out, farm.devices if farm else None)
         held = [store.get(one.base.key) for one in plan]
         rows = {row.key: row for row in held if row is not None and not row.lost}
         todo = [one for one in plan if one.base.key not in rows]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from leadline.errors import ConfigError
+from leadline.errors import ConfigError, LeadlineError, closest
+from leadline.evaluation.protocols import get_protocol
 from leadline.reference import HUGGING_FACE, RANDOM, zoo
+from leadline.runtimes.base import RUNTIMES, Precision
 from leadline.studies.recommend import Limits
+from leadline.studies.study import engine_of
 from leadline.training.config import explain, read_yaml
 from leadline.training.paths import located_data, located_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Size = tuple[int, int]
 
@@ -97,8 +104,8 @@ def load_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyFile
         overrides: keys that flags set; their paths count from the current folder.
 
     Raises:
-        ConfigError: the file is missing or no mapping, has an unknown key or a wrong value, or a path of it leads
-            nowhere.
+        ConfigError: the file is missing or no mapping, has an unknown key or a wrong value, names an engine, precision
+            or protocol that there is not, or a path of it leads nowhere.
     """
     said = {key: value for key, value in (overrides or {}).items() if value is not None}
     values = read_yaml(path)
@@ -106,6 +113,7 @@ def load_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyFile
         file = StudyFile.model_validate(values | said)
     except ValidationError as error:
         raise ConfigError("bad study", where=path, **explain(error, StudyFile)) from error
+    _check_names(file, path)
     changes: dict[str, Any] = {}
     if "data" not in said:
         changes["data"] = located_data(file.data, path)
@@ -114,6 +122,36 @@ def load_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyFile
     if "model" not in said and not _is_name(file.model):
         changes["model"] = _found(file.model, path)
     return file.model_copy(update=changes)
+
+
+def _check_names(file: StudyFile, path: Path) -> None:
+    """Refuse names that stand for nothing, with the file and the key."""
+    for key in ("runtime", "runtimes"):
+        for entry in getattr(file, key):
+            with said_in(path, key):
+                name, _ = engine_of(entry)
+                if name not in RUNTIMES:
+                    raise ConfigError("unknown engine", where=name, mend=closest(name, RUNTIMES))
+    known = [precision.value for precision in Precision]
+    for name in file.precisions:
+        with said_in(path, "precisions"):
+            if name not in known:
+                raise ConfigError("unknown precision", where=name, mend=closest(name, known))
+    if file.protocol is not None:
+        with said_in(path, "protocol"):
+            get_protocol(file.protocol)
+
+
+@contextmanager
+def said_in(path: Path | None, key: str) -> Iterator[None]:
+    """Put the file and its key before what is wrong with the key's value."""
+    try:
+        yield
+    except LeadlineError as error:
+        if path is None:
+            raise
+        what = f"{path}: {key}: {error.what}"
+        raise type(error)(what, where=error.where, why=error.why, mend=error.mend) from error
 
 
 def _is_name(reference: str) -> bool:
