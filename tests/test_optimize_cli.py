@@ -110,6 +110,7 @@ def test_interrupted_it_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> No
     command = [*COMMAND, "--out", str(out), "--precision", "fp32", "--precision", "int8-weights"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
+    assert process.stderr.readline() == "4 candidates\n"
     assert process.stderr.readline() == "[0/4] torch fp32 224x224: exporting and scoring\n"
     seen = process.stderr.readline()  # what torch lacks is finished at once, while others are exported
     assert seen == "[1/4] torch int8-weights 224x224: skipped\n"

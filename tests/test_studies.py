@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import tiny_datasets as tiny
 from leadline.contract import Contract, InputSpec, OutputSpec
@@ -24,6 +25,7 @@ from leadline.studies.measurement import Accuracy, Figure, Latency, Measurement,
 from leadline.studies.optimize import optimize
 from leadline.studies.pareto import pareto_front
 from leadline.studies.planning import Candidate
+from leadline.studies.precisions import left_out, linear_share, usual_precisions
 from leadline.studies.recommend import Limits, recommend
 from leadline.studies.running import run_study
 from leadline.studies.store import Store
@@ -358,9 +360,47 @@ def test_a_study_takes_the_test_pictures_and_says_so(tmp_path: Path, monkeypatch
     monkeypatch.setattr("leadline.studies.report.write_report", lambda *_: tmp_path / "report.html")
     found = optimize("random:fastdepth", str(tiny.split_folder(tmp_path / "data")), out=tmp_path / "out")
     assert found.outcome.study.split == "test"
-    split, engines = found.outcome.notices
+    split, engines, precisions = found.outcome.notices
     assert split.startswith("split test")
     assert engines.startswith("Engines that were not tried: ")
+    assert "int8-dynamic (engines quantise Linear layers alone so, and this network is of convolutions)" in precisions
+
+
+class TestUsualPrecisions:
+    def test_a_network_of_convolutions_is_not_tried_in_dynamic_int8(self) -> None:
+        assert usual_precisions("onnxruntime", linear=0.0) == ["fp32", "int8-static"]
+        assert usual_precisions("onnxruntime", linear=0.9) == ["fp32", "int8-dynamic", "int8-static"]
+
+    def test_half_precision_that_a_cpu_widens_is_tried_on_other_devices(self) -> None:
+        assert "fp16" not in usual_precisions("torch")
+        assert "fp16" in usual_precisions("torch", "cuda")
+        assert "fp16" in usual_precisions("ncnn")  # it computes in it
+
+    def test_bf16_is_tried_where_the_cpu_has_it_or_nothing_is_known(self) -> None:
+        assert "bf16" not in usual_precisions("openvino", sets=("avx2",))
+        assert "bf16" in usual_precisions("openvino", sets=("avx2", "amx_bf16"))
+        assert "bf16" in usual_precisions("openvino")
+        assert "bf16" in usual_precisions("torch", "cuda", sets=("avx2",))
+
+    def test_what_is_named_is_tried(self) -> None:
+        contract = Contract(name="m", input=InputSpec(height=64, width=96), output=OutputSpec(kind=Kind.METRIC_DEPTH))
+        named = cells(Study("m", runtimes=("onnxruntime",), precisions=("fp16", "int8-dynamic")), contract, linear=0.0)
+        assert [one.precision for one in named] == ["fp32", "fp16", "int8-dynamic"]
+        with pytest.raises(ConfigError, match="onxruntime"):
+            cells(Study("m", runtimes=("onxruntime",), precisions=("fp16",)), contract)
+
+    def test_what_is_left_out_is_said_once_with_its_reason(self) -> None:
+        engines = [("torch", ""), ("onnxruntime", "")]
+        assert left_out(engines, linear=1.0, sets=("bf16",)) == (
+            "Precisions that were not tried everywhere: fp16 (a CPU computes it in FP32: half the size and no time); "
+            "int8-weights (size and no time). Name them to try them."
+        )
+        assert left_out([("tvm", "")], linear=1.0, sets=()) == ""
+
+    def test_linear_layers_are_counted_by_their_weights(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Linear(8, 4))  # 48 and 32 weights, biases apart
+        assert linear_share(model) == pytest.approx(0.4)
+        assert linear_share(nn.Identity()) == 0
 
 
 def test_a_rerun_tells_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

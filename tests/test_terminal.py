@@ -11,6 +11,7 @@ from rich.console import Console
 
 import test_studies as studies
 from leadline.cli.optimize import Display, foot, tables
+from leadline.cli.remaining import Progress
 from leadline.cli.terminal import lettered, print_whole
 from leadline.studies.optimize import Optimized
 from leadline.studies.recommend import Recommendation
@@ -70,6 +71,56 @@ def test_a_study_counts_nothing_before_it_knows_how_many() -> None:
         assert (task.total, task.completed, task.fields["count"]) == (4, 1, "1/4")
     assert isinstance(display.console.file, io.StringIO)
     assert "?" not in display.console.file.getvalue().replace("[?", "")  # [? begins a terminal's own codes
+
+
+def test_a_study_without_a_terminal_says_how_many_and_how_far() -> None:
+    display = Display(quiet=False)
+    display.console = Console(file=io.StringIO(), width=40, color_system=None)
+    cell = Cell("onnxruntime", "int8-static", (64, 96))
+    with display:
+        display.cell(0, 4, cell, "exporting and scoring")
+        display.cell(1, 4, cell, "skipped")
+    assert isinstance(display.console.file, io.StringIO)
+    assert display.console.file.getvalue().splitlines() == [
+        "4 candidates",
+        "[0/4] onnxruntime int8-static 64x96: exporting and scoring",
+        "[1/4] onnxruntime int8-static 64x96: skipped",
+    ]
+
+
+class TestTimeLeft:
+    def progress(self, *events: tuple[float, int, Cell, str]) -> Progress:
+        """What is known after events of 10 candidates, each as (seconds, rows finished, cell, what)."""
+        now = [0.0]
+        found = Progress(lambda: now[0])
+        for now[0], done, cell, what in events:
+            found.note(done, 10, cell, what)
+        return found
+
+    def cell(self, number: int) -> Cell:
+        return Cell("torch", "fp32", (32, number))
+
+    def test_what_was_there_and_what_was_skipped_costs_no_time(self) -> None:
+        found = self.progress(
+            (0, 1, self.cell(1), "measured in an earlier run"), (0, 1, self.cell(2), "exporting and scoring"),
+            (0, 2, self.cell(3), "skipped"), (20, 2, self.cell(4), "exported and scored"),
+        )  # fmt: skip
+        assert found.finished == 2.5  # skipped and kept count as one each, what waits for its speed as a half
+        assert found.left() == "about 5 min left"  # half a candidate took 20 s, and 7.5 are left: 300 s
+
+    def test_a_failed_candidate_is_a_finished_one(self) -> None:
+        found = self.progress(
+            (0, 0, self.cell(1), "exporting and scoring"), (10, 0, self.cell(1), "exported and scored"),
+            (30, 1, self.cell(2), "failed"), (40, 9, self.cell(1), "measured"),
+        )  # fmt: skip
+        assert found.finished == 9
+        assert found.left() == "about 5 s left"  # 9 in 40 s
+
+    def test_nothing_is_said_before_there_is_something_to_go_by_and_after_the_end(self) -> None:
+        assert self.progress((0, 0, self.cell(1), "exporting and scoring")).left() == ""
+        assert (
+            self.progress((0, 0, self.cell(1), "exporting and scoring"), (9, 10, self.cell(1), "measured")).left() == ""
+        )
 
 
 def test_letters_never_end() -> None:

@@ -13,6 +13,7 @@ import typer
 
 from leadline.cli import INTERRUPTED
 from leadline.cli.options import DEFAULT_MODEL, Json, Reference, Threads, parse_size
+from leadline.cli.remaining import Progress
 from leadline.cli.terminal import lettered
 
 if TYPE_CHECKING:
@@ -63,8 +64,12 @@ def command(
         ),
     ] = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, metavar="N", help="At most N pictures.")] = None,
-    runtimes: Annotated[Optional[list[str]], typer.Option("--runtime", help="Engine; repeat. Default: all.")] = None,
-    precisions: Annotated[Optional[list[str]], typer.Option("--precision", help="Repeat. Default: all.")] = None,
+    runtimes: Annotated[
+        Optional[list[str]], typer.Option("--runtime", help="Engine; repeat. Default: all that are quick to try.")
+    ] = None,
+    precisions: Annotated[
+        Optional[list[str]], typer.Option("--precision", help="Repeat. Default: those that may bring time.")
+    ] = None,
     sizes: Annotated[Optional[list[str]], typer.Option("--size", metavar="H,W", help="Input size; repeat.")] = None,
     calibration: Annotated[
         Optional[str], typer.Option(metavar="D", help="Data set or pictures for static INT8. Default: rendered.")
@@ -93,7 +98,7 @@ def command(
     ),
     as_json: Json = False,
 ) -> None:
-    """Export a model to every runtime, precision and size; measure each; write a report; recommend one."""
+    """Export a model to runtimes, precisions and sizes; measure each; write a report; recommend one."""
     from leadline.studies.optimize import optimize
     from leadline.studies.recommend import Limits
 
@@ -280,6 +285,7 @@ class Display:
         self.quiet = quiet
         self.bar: Any = None
         self.done = self.total = 0
+        self.progress = Progress()
 
     def __enter__(self) -> Display:
         if not self.quiet and self.console.is_terminal:
@@ -307,11 +313,17 @@ class Display:
 
     def cell(self, done: int, total: int, cell: Cell, what: str) -> None:
         """Show what is done with which cell."""
+        first = not self.total
         self.done, self.total = done, total
+        self.progress.note(done, total, cell, what)
         if self.quiet:
             return
-        label = f"{cell.name}: {what}"
+        if first:
+            self.console.print(f"{total} candidates", highlight=False, markup=False)
+        label, left = f"{cell.name}: {what}", self.progress.left()
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, total=total, description=label, count=f"{done}/{total}")
+            count = f"{done}/{total}{f', {left}' if left else ''}"
+            self.bar.update(self.task, completed=self.progress.finished, total=total, description=label, count=count)
         else:
-            self.console.print(f"[{done}/{total}] {label}", highlight=False, markup=False)
+            more = f" ({left})" if left else ""
+            self.console.print(f"[{done}/{total}] {label}{more}", highlight=False, markup=False, soft_wrap=True)

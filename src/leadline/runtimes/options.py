@@ -89,6 +89,8 @@ LACKS = {
     ("torch", Precision.INT8_STATIC): "PyTorch's own static INT8 is not the arithmetic of any device here",
     ("torch", Precision.INT8_WEIGHTS): "eager PyTorch would widen the weights again when it opens them",
 }
+# Engines whose FP16 on a CPU is a file of half the size that is computed in FP32.
+WIDENS_FP16 = frozenset({"torch", "onnxruntime", "openvino", "litert"})
 
 
 def check_options(options: ExportOptions) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from leadline.evaluation.splits import choose_split
 from leadline.output import check_writable, output_lock, refuse_finished
-from leadline.runtimes.base import usual_runtimes
 from leadline.studies.engine_choice import first_available
 from leadline.studies.farm import Farm
 from leadline.studies.ground_truth import choose_protocol, choose_scenes
@@ -17,7 +16,7 @@ from leadline.studies.measurement import Status
 from leadline.studies.optimize import Optimized, refuse_inside
 from leadline.studies.recommend import recommend
 from leadline.studies.running import run_study
-from leadline.studies.study import HERE, Study, cells
+from leadline.studies.study import HERE, Study, cells, untried
 from leadline.studies.study_file import said_in
 
 if TYPE_CHECKING:
@@ -109,8 +108,7 @@ def carry_out(
             timeout=file.timeout,
         )
         terms = _checked(study, file.terms, place)
-        engines = choice.sentence if choice else "" if study.runtimes else usual_runtimes()[1]
-        said = [scenes, part, notice, terms, engines, _batches(study)]
+        said = [scenes, part, notice, terms, choice.sentence if choice else "", *untried(study), _batches(study)]
         outcome = replace(run_study(study, out, on_cell, farm), notices=tuple(filter(None, said)))
         machines, lost = {}, {}
         for name in dict.fromkeys(row.on for row in outcome.rows):

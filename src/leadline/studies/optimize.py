@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from leadline.errors import OutputError
 from leadline.evaluation.splits import choose_split
 from leadline.output import check_writable, output_lock, refuse_finished
-from leadline.runtimes.base import usual_runtimes
 from leadline.studies.ground_truth import choose_protocol, choose_scenes
 from leadline.studies.identity import refuse_other
 from leadline.studies.recommend import Limits, Recommendation, recommend
 from leadline.studies.running import run_study
-from leadline.studies.study import REFERENCE_RUNTIME, Outcome, Study
+from leadline.studies.study import REFERENCE_RUNTIME, Outcome, Study, untried
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,15 +87,13 @@ def optimize(
     check_writable(folder)
     refuse_finished(folder)
     with output_lock(folder):
-        notices = [scenes, part, notice, "" if options.get("runtimes") else usual_runtimes()[1]]
-        if training is not None:
-            refuse_other(
-                folder, Study(model=model, data=data, protocol=chosen, **options)
-            )  # before anything is trained
-            made = _recipes(model, training, options, folder, on_line or (lambda line: None))
-            options["networks"] = tuple(made.networks)
-            notices += [*_learned(training, data, options["split"]), *made.notices]
         study = Study(model=model, data=data, protocol=chosen, **options)
+        notices = [scenes, part, notice, *untried(study)]
+        if training is not None:
+            refuse_other(folder, study)  # before anything is trained
+            made = _recipes(model, training, options, folder, on_line or (lambda line: None))
+            study = replace(study, networks=tuple(made.networks))
+            notices += [*_learned(training, data, options["split"]), *made.notices]
         outcome = replace(run_study(study, folder, on_cell), notices=tuple(filter(None, notices)))
         advice = recommend(outcome.rows, outcome.reference, bounds)
         return Optimized(outcome, advice, write_report(outcome, advice, bounds), bounds)

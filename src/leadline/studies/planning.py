@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadline.studies.measurement import Measurement, Status
+from leadline.studies.precisions import linear_share
 from leadline.studies.study import Cell, Study, cell_key, cells, weights_hash
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ def plan_of(study: Study, out: Path, devices: Mapping[str, Device] | None = None
     loaded = load_model(study.model)
     get_protocol(study.protocol).alignment_for(loaded.contract.output.kind, study.model)  # refused before any export
     here = fingerprint()
-    plan = cells(study, loaded.contract)
+    machines = {"": here} | {name: device.machine for name, device in (devices or {}).items()}
+    sets = {name: machine["instruction_sets"] for name, machine in machines.items() if "instruction_sets" in machine}
+    plan = cells(study, loaded.contract, linear=linear_share(loaded.model), sets=sets)
     networks = {"": loaded} | {made: load_model(folder) for made, folder in study.networks}
     places = {(one.made, one.size) for one in plan}
     macs = {place: count_macs(networks[place[0]].model, place[1]) for place in places}

@@ -13,8 +13,11 @@ from leadline import __version__
 from leadline.errors import ConfigError
 from leadline.runtimes.base import Precision, runtime, usual_runtimes
 from leadline.studies.measurement import candidate_name, folder_name
+from leadline.studies.precisions import left_out, linear_share, usual_precisions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from leadline.contract import Contract
     from leadline.reference import LoadedModel
     from leadline.studies.measurement import Measurement
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 # Of candidates: what is true of each stands in its cell. And what decides no figure.
 _CHOICE = ("runtimes", "precisions", "sizes", "networks", "batches", "devices", "on", "timeout")
 _WHERE_SAID = ("reference_device", "both_alignments")  # count where they are not the default
-SMALL_ALONE = (Precision.INT8_WEIGHTS, Precision.PALETTISED)  # bring size and no time: asked for by name only
 REFERENCE_RUNTIME, REFERENCE_PRECISION = "torch", "fp32"
 CPU = "cpu"  # the device of a session for which none is named
 HERE = "here"  # this machine, among those of a farm
@@ -39,7 +41,7 @@ class Study:
         protocol: by name, variants included.
         limit: at most so many pictures.
         runtimes: engines; empty takes all that run here and are quick to export to.
-        precisions: empty takes all that an engine has; one that it lacks becomes a skipped row.
+        precisions: empty takes those of each engine that may bring time; one that it lacks becomes a skipped row.
         sizes: (height, width) of the network's input; empty takes the contract's, and a smaller one where it is open.
         threads: of each engine.
         runs: timed runs per candidate.
@@ -134,7 +136,9 @@ class Outcome:
         return replace(self, rows=[row for row in self.rows if row.on == machine])
 
 
-def cells(study: Study, contract: Contract) -> list[Cell]:
+def cells(
+    study: Study, contract: Contract, *, linear: float = 1.0, sets: Mapping[str, Sequence[str]] | None = None
+) -> list[Cell]:
     """All candidates, machine by machine.
 
     Before those of each machine stands the reference: PyTorch FP32, one picture at the model's own size, whatever
@@ -143,6 +147,8 @@ def cells(study: Study, contract: Contract) -> list[Cell]:
     Args:
         study: what is compared.
         contract: of the model.
+        linear: share of the network's weights in Linear layers.
+        sets: instruction sets by machine (empty for this one), as far as they are known.
 
     Raises:
         ConfigError: an unknown runtime or precision.
@@ -160,13 +166,28 @@ def cells(study: Study, contract: Contract) -> list[Cell]:
         networks = ("", *(made for made, _ in study.networks))
         for made, size, entry in product(networks, study.sizes or own, study.runtimes or usual_runtimes()[0]):
             name, device = engine_of(entry)
-            usual = [precision for precision in runtime(name).precisions if precision not in SMALL_ALONE]
-            wanted = study.precisions or usual
-            chosen = [precision.value for precision in Precision if precision in wanted]
+            runtime(name)  # or an error, whatever the precisions
             devices = (device,) if device else study.devices or ("",)
-            for precision, where, batch in product(chosen, devices, study.batches):
-                found.append(Cell(name, precision, size, made, batch, where, place))
+            for precision, where in product(Precision, devices):
+                wanted = study.precisions or usual_precisions(name, where, linear=linear, sets=(sets or {}).get(place))
+                if precision in wanted:
+                    found += [Cell(name, precision.value, size, made, batch, where, place) for batch in study.batches]
     return list(dict.fromkeys(found))
+
+
+def untried(study: Study) -> list[str]:
+    """Notices of the engines and the precisions that a study leaves out of itself, and why."""
+    from leadline.evaluation.machine import this_machine
+    from leadline.reference import load_model
+
+    engines, said = usual_runtimes()
+    notices = [] if study.runtimes else [said]
+    if not study.precisions:
+        linear = linear_share(load_model(study.model).model)
+        named = [engine_of(entry) for entry in study.runtimes or engines]
+        pairs = [(name, device or where) for name, device in named for where in study.devices or ("",)]
+        notices.append(left_out(pairs, linear=linear, sets=this_machine().instruction_sets))
+    return notices
 
 
 def engine_of(entry: str) -> tuple[str, str]:
