@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -116,7 +118,12 @@ class TestExport:
         made = export_bundle(cnn(), "coreml", ExportOptions(size=SIZE), tmp_path / "b")
         assert made.details["precision_ran"] == "unknown"
         assert made.details["notes"][0].startswith("coreml itself was not run: CoreML runs on macOS only")
-        assert "coremltools" in made.file("example.py").read_text()
+        (tmp_path / "p.png").write_bytes(b"")
+        example = [sys.executable, str(made.file("example.py")), str(tmp_path / "p.png"), str(tmp_path / "d.npy")]
+        if os.uname().sysname == "Linux":
+            done = subprocess.run(example, capture_output=True, text=True, check=False, timeout=60)
+            assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+            assert "needs macOS" in done.stderr
         with pytest.raises(UnavailableError, match="macOS only"):
             runtime("coreml").open(load_bundle(made.folder), SessionOptions())
 

@@ -115,7 +115,7 @@ def test_int8_of_one_convolution_is_what_paper_and_pencil_give(tmp_path: Path) -
     assert [array.count for array in arrays_of(layer)] == [3, 1, 1, 1]
     assert data[4:7] == bytes([42, 85, 127])
     np.testing.assert_allclose(np.frombuffer(data[12:], np.float32), [42.33333, 127.0], rtol=1e-6)
-    assert details == {"calibration": "minmax", "calibration_pictures": 1}
+    assert details == {"symmetric": True, "calibration": "minmax", "calibration_pictures": 1}
     np.testing.assert_allclose(one_by_one(text, data), (42 + 85 + 127) * 3 / 127 + 0.5, rtol=1e-5)
 
 

@@ -269,7 +269,11 @@ def test_the_example_gives_our_depth_without_us(engine: str, tmp_path: Path) -> 
     text = bundle.file(EXAMPLE).read_text()
     assert "leadline" not in "".join(line for line in text.splitlines() if "import" in line)
     command = [sys.executable, str(bundle.file(EXAMPLE)), "picture.png", "depth.npy"]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120)
+    assert (done.stdout[:11], done.stdout.count("\n")) == ("depth.npy: ", 1)
+    assert [line for line in done.stderr.splitlines() if not line.startswith("INFO: ")] == []  # LiteRT has one such
+    done = subprocess.run(command[:2], cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2, "usage: python example.py picture.jpg depth.npy\n")
     ours = Predictor(runtime(engine).open(bundle, SessionOptions())).predict(pixels).values
     np.testing.assert_allclose(np.load(tmp_path / "depth.npy"), ours, rtol=1e-4, atol=1e-4)
     load_bundle(bundle.folder)  # what the example leaves behind does not spoil the bundle

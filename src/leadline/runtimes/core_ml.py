@@ -99,7 +99,10 @@ class CoreML(Runtime):
 
 
 EXAMPLE = """
-import coremltools  # on a Mac: it predicts through macOS's CoreML
+if sys.platform != "darwin":
+    sys.exit("This network needs macOS, whose CoreML computes it.")
+
+import coremltools
 
 UNITS = coremltools.ComputeUnit.ALL
 network = coremltools.models.MLModel(str(HERE / "{folder}"), compute_units=UNITS)

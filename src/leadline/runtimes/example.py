@@ -19,14 +19,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 HERE = Path(__file__).parent
+if len(sys.argv) != 3:
+    print("usage: python example.py picture.jpg depth.npy", file=sys.stderr)
+    sys.exit(2)
 
 {infer}
 {grid}
 
-picture = Image.open(sys.argv[1]).convert("RGB")
+picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
 {shrink}
 values = small{order} * np.array({gain}, np.float32) + np.array({offset}, np.float32)
 depth = infer(np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32))[0, 0]

@@ -99,11 +99,18 @@ class ExecuTorch(Runtime):
 
 
 EXAMPLE = """
-import torch
-from executorch.runtime import Runtime
+import os
 
-program = Runtime.get().load_program(HERE / "{file}")
-network = program.load_method("forward")
+errors = os.dup(2)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the engine remarks on processors and libraries that are not here
+try:
+    import torch
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(HERE / "{file}")
+    network = program.load_method("forward")
+finally:
+    os.dup2(errors, 2)
 
 
 def infer(values):
