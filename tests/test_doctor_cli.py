@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from leadline.cli import app, doctor
 from leadline.evaluation.machine import Machine
-from leadline.runtimes import open_vino
+from leadline.runtimes import core_ml, open_vino, torch_compile
 from leadline.runtimes.base import RUNTIMES, Availability
 
 
@@ -35,6 +35,23 @@ def test_a_missing_runtime_says_why_and_how_to_install_it(monkeypatch: pytest.Mo
     assert "skipped: openvino is not installed" in line
     assert 'pip install "leadline[openvino]"' in line
     assert next(line for line in result.stdout.splitlines() if line.startswith("torch ")).split()[1] == "yes"
+
+
+def test_what_an_engine_found_stands_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_compile, "compiler", lambda: "/opt/bin/g++-14")
+    there = Availability(True, "9.0", export_only="it runs on a Mac")
+    monkeypatch.setattr(core_ml.RUNTIME, "availability", lambda: there, raising=False)
+    lines = CliRunner().invoke(app, ["doctor"]).stdout.splitlines()
+    for name, below in (
+        ("torch-compile", "compiles with /opt/bin/g++-14"),
+        ("coreml", "exports only: it runs on a Mac"),
+    ):
+        at = next(index for index, line in enumerate(lines) if line.startswith(f"{name} "))
+        assert lines[at].split()[1] == "yes"
+        assert lines[at + 1].strip() == below
+    monkeypatch.setattr(torch_compile, "compiler", lambda: None)
+    lines = CliRunner().invoke(app, ["doctor"]).stdout.splitlines()
+    assert "needs a C++ compiler" in next(line for line in lines if line.startswith("torch-compile no"))
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,8 @@ def _runtimes() -> list[dict[str, Any]]:
                 "version": state.version,
                 "reason": state.reason,
                 "install": state.install,
+                "export_only": state.export_only,
+                "note": state.note,
                 "precisions": [str(precision) for precision in adapter.precisions],
             }
         )
@@ -130,11 +132,16 @@ def _print(facts: dict[str, Any], machine: Machine) -> None:
     typer.echo(f"Machine   {machine.id}")
     typer.echo(folded("Packages  ", ", ".join(f"{name} {version}" for name, version in machine.versions.items())))
     typer.echo("")
+    widest = max(len(row["name"]) for row in facts["runtimes"])
     for row in facts["runtimes"]:
+        name = f"{row['name']:{widest}}"
         if row["available"]:
-            typer.echo(f"{row['name']:12} yes  {row['version']:14} {', '.join(row['precisions'])}")
+            typer.echo(f"{name} yes  {row['version']:14} {', '.join(row['precisions'])}")
         else:
-            typer.echo(folded(f"{row['name']:12} no   ", f"skipped: {row['reason']}, {row['install']}"))
+            typer.echo(folded(f"{name} no   ", f"skipped: {row['reason']}, {row['install']}"))
+        for said in (row["note"], row["export_only"] and f"exports only: {row['export_only']}"):
+            if said:
+                typer.echo(folded(" " * (widest + 6), said))
     for extra in facts["extras"]:
         state = "yes" if extra["available"] else f"no ({extra['install']})"
         typer.echo(folded("", f"{extra['for']}: {state}"))

@@ -63,6 +63,7 @@ class Availability:
         reason: why it is not available.
         install: the line that installs it.
         export_only: why its bundles cannot be run on this machine; empty where they can.
+        note: what else it found that a user may want to know.
     """
 
     available: bool
@@ -70,6 +71,7 @@ class Availability:
     reason: str = ""
     install: str = ""
     export_only: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

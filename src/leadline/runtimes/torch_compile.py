@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,10 +32,11 @@ class TorchCompile(TorchRuntime):
     def availability(self) -> Availability:
         """Whether PyTorch and a C++ compiler are here."""
         state = super().availability()
-        if state.available and compiler() is None:
+        found = compiler()
+        if state.available and found is None:
             reason = "torch.compile needs a C++ compiler, and there is none"
             return Availability(False, state.version, reason, "apt install g++, or name one in the variable CXX")
-        return state
+        return replace(state, note=f"compiles with {found}") if state.available else state
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
         """Build the network, compile it and run it once; the notes say how long that took.
@@ -87,10 +89,10 @@ def compile_session(session: Any, size: tuple[int, int], *, name: str) -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # On a GPU the kernels are recorded once as a CUDA graph; on a CPU that mode means nothing.
     mode = "reduce-overhead" if session.device.type == "cuda" else "default"
-    session.model = torch.compile(session.model, dynamic=False, mode=mode)
     values = np.zeros((1, 3, *size), np.float32)
     try:
-        with quiet_engine():
+        with quiet_engine():  # Inductor warns of what it calls in PyTorch from its import on
+            session.model = torch.compile(session.model, dynamic=False, mode=mode)
             session.run(values)
     except FAULTS as error:
         # A compiler that was killed leaves half a library, which every later run would stumble on.
