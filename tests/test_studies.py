@@ -64,7 +64,7 @@ SAME = row("onnxruntime fp32", ms=12, mb=14, change=0.0)
 def test_the_fastest_within_the_limits_is_recommended_and_the_sentence_says_why() -> None:
     advice = recommend([REFERENCE, FAST, WRONG, SAME], REFERENCE, Limits(max_drop=0.01))
     assert advice.row is FAST
-    for part in ("5.00 ms", "8.00 times", "-0.005 [-0.009, -0.001]", "50 pictures", "plain/none", "4.0 MB"):
+    for part in ("5.00 ms", "8.00 times", "-0.005 [-0.009, -0.001]", "50 pictures", "plain/none", "4.00 MB"):
         assert part in advice.sentence
     assert "onnxruntime int8-dynamic 64x96 would be faster (3.00 ms) but δ1 drops by 0.300" in advice.sentence
 

@@ -34,7 +34,7 @@ def printed(width: int) -> str:
 def test_no_figure_of_a_study_is_cut_off(width: int) -> None:
     text = printed(width)
     assert "…" not in text
-    for figure in ("1077", "477", "0.800", "-0.305 [-0.309, -0.301]", "10.00", "1234", "int8-dynamic"):
+    for figure in ("1077", "477", "0.800", "-0.305 [-0.309, -0.301]", "10.0", "1234", "int8-dynamic"):
         assert figure in text
     assert "> onnxruntime int8-dynamic 64x96" in text
 

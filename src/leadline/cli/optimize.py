@@ -256,7 +256,7 @@ def foot(found: Optimized) -> str:
 
 def _cells(row: Measurement, primary: str, chosen: bool, *, several: bool) -> list[str]:
     from leadline.studies.recommend import ends
-    from leadline.studies.units import milliseconds, speedup
+    from leadline.studies.units import megabytes, milliseconds, speedup
 
     assert row.accuracy
     assert row.latency
@@ -270,7 +270,7 @@ def _cells(row: Measurement, primary: str, chosen: bool, *, several: bool) -> li
         milliseconds(row.latency.iqr),
         *([milliseconds(row.latency.per_picture)] if several else []),
         speedup(1 / row.latency.ratio),
-        f"{row.size_mb:.2f}" if row.size_mb is not None else "n/a",
+        megabytes(row.size_mb) if row.size_mb is not None else "n/a",
         f"{row.memory_mb:.0f}" if row.memory_mb is not None else "n/a",
     ]
 

@@ -172,7 +172,7 @@ def _best(best: Best) -> str:
 
     latency = best.row.latency
     assert latency
-    same = "" if best.told_apart else ", accuracies of its cells do not differ beyond their intervals"
+    same = "" if best.told_apart or best.rows == 1 else ", accuracies of its cells do not differ beyond their intervals"
     return f"{best.group}: {best.row.name}, {run_and_picture(latency)}{same}"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from leadline.evaluation.bootstrap import FEW
 from leadline.studies.caution import caution, pictures
 from leadline.studies.measurement import Status
-from leadline.studies.units import milliseconds, run_and_picture, speedup
+from leadline.studies.units import megabytes, milliseconds, run_and_picture, speedup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,7 @@ def _faults(row: Measurement, limits: Limits) -> list[str]:
         per_run = " per run" if row.batch > 1 else ""
         found.append(f"{milliseconds(row.latency.p50)} ms{per_run} is over {limits.max_ms:g} ms")
     if limits.max_mb is not None and row.size_mb is not None and row.size_mb > limits.max_mb:
-        found.append(f"{row.size_mb:.1f} MB is over {limits.max_mb:g} MB")
+        found.append(f"{megabytes(row.size_mb)} MB is over {limits.max_mb:g} MB")
     return found
 
 
@@ -130,7 +130,7 @@ def _sentence(
     parts = [
         start,
         f"{metric} {value.value:.3f}{lost} on {pictures(value.n)}{only} ({best.accuracy.protocol})",
-        f"{best.size_mb:.1f} MB" if best.size_mb is not None else "",
+        f"{megabytes(best.size_mb)} MB" if best.size_mb is not None else "",
     ]
     text = "; ".join(part for part in parts if part) + "."
     if change is not None and change.n > 1 and -change.low > limits.max_drop:

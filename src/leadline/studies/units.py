@@ -1,4 +1,4 @@
-"""Times in words, the same in tables, sentences and reports: of a run, which takes a batch, and of a picture."""
+"""Times and sizes in words, the same in tables, sentences and reports; a run takes a batch of pictures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def milliseconds(value: float) -> str:
 def speedup(value: float) -> str:
     """How many times as fast: three significant digits, at most two after the point."""
     return milliseconds(value)
+
+
+def megabytes(value: float) -> str:
+    """One digit after the point, two below 10 MB."""
+    return f"{value:.{1 if value >= 10 else 2}f}"
 
 
 def run_and_picture(latency: Latency) -> str:

@@ -124,7 +124,7 @@ def _best_table(title: str, found: Sequence[Best]) -> str:
         score = accuracy.metrics[accuracy.primary]
         moved = accuracy.change.get(accuracy.primary)
         drift = f"{change(moved.value)}<small>{interval(moved, signed=True)}</small>" if moved else "reference"
-        noise = "yes" if best.told_apart else "no: within their intervals"
+        noise = "yes" if best.told_apart else "no: within their intervals" if best.rows > 1 else NONE
         body += (
             f'<tr><th scope="row">{text(best.group)}</th><td class=left>{text(row.name)}</td>'
             f"<td>{milliseconds(latency.per_picture)}</td><td>{milliseconds(latency.p50)}</td>"

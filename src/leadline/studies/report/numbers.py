@@ -36,8 +36,8 @@ def milliseconds(value: float) -> str:
 
 
 def megabytes(value: float | None) -> str:
-    """One digit after the point, two below 10 MB."""
-    return number(value, 1 if value is not None and value >= 10 else 2)
+    """As the command prints it: one digit after the point, two below 10 MB."""
+    return NONE if value is None else _signed(units.megabytes(value))
 
 
 def times(value: float) -> str:
