@@ -89,6 +89,10 @@ class Step(_Options):
 
     step: str
 
+    def needs(self) -> frozenset[str]:
+        """Of `uses`, and perhaps more, what the step reads with these options."""
+        return self.uses
+
     def needs_train(self) -> bool:
         """Whether the step, with these options, needs `train` in the recipe."""
         return self.trains

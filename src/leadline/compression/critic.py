@@ -21,7 +21,7 @@ from leadline.compression.compressor import Baseline, Compressor, log_likelihood
 from leadline.compression.graph import keep, output_axis, per_channel, wiring_of
 from leadline.compression.maskable import exact_map, input_size
 from leadline.compression.masks import attach, detach
-from leadline.compression.pricing import Costs, Resource
+from leadline.compression.pricing import Costs, Counted
 from leadline.compression.tuning import configured, tune
 from leadline.errors import CheckpointError, ConfigError, NumericalError
 from leadline.models.outputs import outputs
@@ -50,7 +50,7 @@ class DeepIoT(Step):
     uses: ClassVar[frozenset[str]] = frozenset({"train"})
 
     step: Literal["deepiot"] = "deepiot"
-    resource: Resource = Field(default="params", description="what the goal counts: params or macs")
+    resource: Counted = Field(default="params", description="what the goal counts: params or macs")
     target: float = Field(default=0.5, gt=0, lt=1, description="share of the network that may stay")
     threshold: float = Field(default=0.825, gt=0, lt=1, description="keep probability below which a unit goes, at last")
     steps: Annotated[int, Field(ge=1)] = Field(default=33, description="in which the threshold rises to it")

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from leadline.compression.channel_map import ChannelMap
+    from leadline.compression.latency_price import LatencyPrice
 
-Resource = Literal["macs", "params"]
+Counted = Literal["macs", "params"]
+Resource = Literal["macs", "params", "latency"]
 RECENT = 10  # the last tenth of a search decides what stays
 
 
 class Costs(nn.Module):
-    """Multiply-accumulates and parameters of a network from the units that are on.
+    """Multiply-accumulates, parameters and latency of a network from the units that are on.
 
     Of a layer: effective outputs x effective inputs x window (x positions); of a depthwise one outputs x window; one
     more parameter per output with a bias. Batch norms have none here, since engines fold them away; products that are
@@ -34,10 +36,14 @@ class Costs(nn.Module):
         model: the network.
         chart: its row of units.
         size: (height, width) of the input, pixels.
+        latency: of the network, where it is among the costs.
     """
 
-    def __init__(self, model: nn.Module, chart: ChannelMap, size: tuple[int, int]) -> None:
+    def __init__(
+        self, model: nn.Module, chart: ChannelMap, size: tuple[int, int], latency: LatencyPrice | None = None
+    ) -> None:
         super().__init__()
+        self._latency = (latency,)  # not a part: its state is kept beside the network
         positions = _positions(model, size)
         used = [layer for layer in chart.layers if layer.path in positions]
         self.fixed = 0.0
@@ -62,18 +68,30 @@ class Costs(nn.Module):
         self.fixed = count_macs(model, size) - float(self.of("macs", everything))
 
     def of(self, resource: Resource, row: Tensor) -> Tensor:
-        """A scalar, float64: multiply-accumulates, or parameters.
+        """A scalar, float64: multiply-accumulates, parameters, or milliseconds.
 
         Args:
             resource: which.
             row: how much of each unit counts, 0 to 1.
         """
+        if resource == "latency":
+            return self.latency.of(row)
         row = with_stays(row.double())
         outputs = self.outputs @ row
         kernels = torch.where(self.depthwise, outputs, outputs * (self.inputs @ row)) * self.window
         if resource == "macs":
             return (kernels * self.positions).sum() + self.fixed
         return (kernels + outputs * self.biased).sum()
+
+    def exact(self, resource: Resource, row: Tensor) -> float:
+        """The cost of units that are on (1) or off (0), without a gradient."""
+        return self.latency.exact(row) if resource == "latency" else float(self.of(resource, row))
+
+    @property
+    def latency(self) -> LatencyPrice:
+        """Where latency is among the costs."""
+        assert self._latency[0] is not None
+        return self._latency[0]
 
 
 @dataclass(frozen=True)
@@ -142,8 +160,9 @@ class Searched(nn.Module):
         return self.network(x)
 
     def beside(self) -> dict[str, nn.Module]:
-        """The masks, by name."""
-        return {"masks": self.masks}
+        """The masks, and what is known of the latency, by name."""
+        priced = "latency" in self.terms.initial
+        return {"masks": self.masks} | ({"latency": self.costs.latency} if priced else {})
 
     def price(self, notes: dict[str, float]) -> Tensor:
         """Sum over resources of lambda x the excess over the target, or of strength x cost.

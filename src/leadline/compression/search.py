@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -18,9 +20,13 @@ from pydantic import Field, model_validator
 
 from leadline.compression.base import Place, Step
 from leadline.compression.graph import keep
+from leadline.compression.latency_price import LatencyPrice
+from leadline.compression.latency_table import LatencyTable, described
 from leadline.compression.maskable import exact_map, input_size
 from leadline.compression.masks import Masks
+from leadline.compression.piece_timing import EngineTimer
 from leadline.compression.pricing import Costs, Resource, Searched, Terms
+from leadline.compression.resources import Latency, narrowed, shapes_of
 from leadline.compression.tuning import configured, tune
 from leadline.errors import ConfigError, DataError
 from leadline.output import write_atomic
@@ -28,7 +34,6 @@ from leadline.training.fit import LOG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
     from typing import Self
 
     from torch import Tensor
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     from leadline.compression.channel_map import ChannelMap
     from leadline.reference import LoadedModel
 
-REPORT = "search.json"
+REPORT, WHOLE = "search.json", "latency.json"
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Strength = Annotated[float, Field(gt=0)]
@@ -46,11 +51,11 @@ class SearchChannels(Step):
     """Learn which channels a network can do without, under a bound on what it costs."""
 
     trains: ClassVar[bool] = True
-    uses: ClassVar[frozenset[str]] = frozenset({"train"})
+    uses: ClassVar[frozenset[str]] = frozenset({"train"})  # and the target, where latency is priced
 
     step: Literal["search-channels"] = "search-channels"
     targets: dict[Resource, Share] = Field(
-        default={}, description="share of the network's macs or params to stay, as in {macs: 0.5}"
+        default={}, description="share of the network's macs, params or latency to stay, as in {macs: 0.5}"
     )
     strengths: dict[Resource, Strength] = Field(
         default={}, description="instead of targets: factor of the raw cost in the loss, as in {macs: 1.0e-9}"
@@ -65,6 +70,8 @@ class SearchChannels(Step):
     discrete: bool = Field(default=True, description="cost counts channels that are on; false: how much each is on")
     multiple: Annotated[int, Field(ge=1)] = Field(default=1, description="widths are rounded up to multiples of it")
     exclude: list[str] = Field(default=[], description="groups of channels that stay whole, by name")
+    # a plain text: the file grows while the step runs, and what it holds decides nothing that the options do not
+    table: str | None = Field(default=None, description="file of measured pieces; in the step's folder where absent")
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -74,26 +81,59 @@ class SearchChannels(Step):
             raise ValueError("mask_rate may be at most 100 times the learning_rate")
         return self
 
+    def needs(self) -> frozenset[str]:
+        """The target as well, where latency is priced."""
+        return self.uses | ({"target"} if "latency" in {**self.targets, **self.strengths} else set())
+
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
         """The network with the channels that were found.
 
         Raises:
             ConfigError: no group to choose from, unknown group, a target that no choice of channels meets, or no
                 training data.
+            UnavailableError: latency is priced, and the target's engine is not installed.
         """
-        chart = self._checked(source, place)
-        warmed = tune(source, place, self._changes(self.warmup), folder=place.folder / "warm-up")
-        searched = self._search(warmed, chart, _late_loss(place.folder / "warm-up" / LOG), place)
-        kept = _rounded(chart, searched.masks, self.multiple)
-        self._report(searched, chart, kept, place)
+        configured(source, place, {})
+        chart = exact_map(source, self.exclude, place)
+        with ExitStack() as stack:
+            price = self._latency(source, chart, place, stack)
+            self._check_reachable(Costs(source.model, chart, input_size(source), price), chart)
+            warmed = tune(source, place, self._changes(self.warmup), folder=place.folder / "warm-up")
+            task_loss = _late_loss(place.folder / "warm-up" / LOG)
+            searched = self._search(warmed, chart, price, task_loss, place)
+            kept = _rounded(chart, searched.masks, self.multiple)
+            self._report(searched, chart, kept, place)
         found = keep(replace(warmed, model=searched.release()), chart.named(kept))
         if not self.finetune:
             return found
         return tune(found, place, self._changes(self.finetune), folder=place.folder / "fine-tune")
 
-    def _search(self, warmed: LoadedModel, chart: ChannelMap, task_loss: float, place: Place) -> Searched:
+    def _latency(self, source: LoadedModel, chart: ChannelMap, place: Place, stack: ExitStack) -> LatencyPrice | None:
+        """The price of milliseconds on the target's engine, where it is asked for."""
+        if "latency" not in {**self.targets, **self.strengths}:
+            return None
+        size = place.target.size or input_size(source)
+        timer = EngineTimer(place.target.runtime, place.target.threads)
+        path = Path(self.table) if self.table else place.folder / "latency.sqlite"
+        place.say(f"latency on {described(timer.identity)} at {size[0]}x{size[1]}, table {path}")
+        resource = Latency(stack.enter_context(LatencyTable(path, timer)), timer, size)
+        kept = place.folder / WHOLE
+        if kept.is_file():  # measured before an interruption: measured again, all that follows would differ
+            resource.refer(source, json.loads(kept.read_bytes())["ms"])
+        else:
+            write_atomic(kept, json.dumps({"ms": resource.measure(source)}).encode())
+        shapes = shapes_of(source)
+
+        def estimate(widths: Mapping[str, int]) -> float:
+            return resource.estimate(narrowed(shapes, {name: range(width) for name, width in widths.items()}))
+
+        return LatencyPrice(chart, estimate, self.iterations * configured(source, place, {}).accumulate)
+
+    def _search(
+        self, warmed: LoadedModel, chart: ChannelMap, price: LatencyPrice | None, task_loss: float, place: Place
+    ) -> Searched:
         config = configured(warmed, place, {})
-        costs = Costs(warmed.model, chart, input_size(warmed))
+        costs = Costs(warmed.model, chart, input_size(warmed), price)
         initial = _priced(costs, chart, self.targets or self.strengths)
         terms = Terms(
             initial, self.targets, self.strengths, task_loss, self.iterations, config.accumulate, self.discrete
@@ -111,26 +151,22 @@ class SearchChannels(Step):
     def _changes(self, iterations: int) -> dict[str, Any]:
         return {"iterations": iterations, "learning_rate": self.learning_rate}
 
-    def _checked(self, source: LoadedModel, place: Place) -> ChannelMap:
-        """The groups to choose from; what cannot be done is refused here, before hours of training."""
-        configured(source, place, {})
-        chart = exact_map(source, self.exclude, place)
-        costs = Costs(source.model, chart, input_size(source))
+    def _check_reachable(self, costs: Costs, chart: ChannelMap) -> None:
+        """What cannot be done is refused here, before hours of training."""
         least = torch.zeros(chart.units)
         least[[span.start for span in chart.spans]] = 1.0
         for resource, share in self.targets.items():
-            lowest = float(costs.of(resource, least)) / _priced(costs, chart, [resource])[resource]
+            lowest = costs.exact(resource, least) / _priced(costs, chart, [resource])[resource]
             if lowest > share:
                 why = f"one channel in each of {len(chart.spans)} groups still costs {lowest:.4f} of the network"
                 mend = "raise the target" + (", or exclude less" if self.exclude else "")
                 raise ConfigError(f"target {resource} {share:g} cannot be met", why=why, mend=mend)
-        return chart
 
     def _report(self, searched: Searched, chart: ChannelMap, kept: Tensor, place: Place) -> None:
         """Say what was found, and leave it in the step's folder."""
         figures = {}
         for resource, initial in searched.terms.initial.items():
-            cost = float(searched.costs.of(resource, kept))
+            cost = searched.costs.exact(resource, kept)
             figures[resource] = {"before": initial, "after": cost, "share": cost / initial}
             wanted = self.targets.get(resource)
             if wanted is not None:
@@ -163,7 +199,7 @@ def _rounded(chart: ChannelMap, masks: Masks, multiple: int) -> Tensor:
 
 def _priced(costs: Costs, chart: ChannelMap, resources: Mapping[Resource, float] | list[Resource]) -> dict[Any, float]:
     everything = torch.ones(chart.units)
-    return {resource: float(costs.of(resource, everything)) for resource in resources}
+    return {resource: costs.exact(resource, everything) for resource in resources}
 
 
 def _late_loss(log: Path) -> float:

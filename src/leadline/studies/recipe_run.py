@@ -168,7 +168,7 @@ def _parts(recipe: Recipe, start: Beginning, step: Step) -> dict[str, Any]:
         "calibration": recipe.calibration,
         "target": recipe.target,
     }
-    return {name: part for name, part in every.items() if name in step.uses}
+    return {name: part for name, part in every.items() if name in step.needs()}
 
 
 def _given(recipe: Recipe, start: Beginning, step: Step) -> dict[str, Any]:
