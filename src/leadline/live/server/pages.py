@@ -12,7 +12,7 @@ from leadline.runtimes.web import PAGE as SHARED
 
 PAGE = Path(__file__).parents[1] / "web"
 # Modules that the page of the browser's bundle has as well; they are kept there.
-TAKEN = ("colors.js", "contract.js", "resize.js", "source.js")
+TAKEN = ("colors.js", "contract.js", "page.js", "resize.js", "source.js")
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",

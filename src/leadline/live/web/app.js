@@ -3,6 +3,7 @@
 import { Fault } from './contract.js';
 import { displayRange } from './colors.js';
 import { colourMaps } from './maps.js';
+import { Rate, acceptDrops, download, inWords } from './page.js';
 import { Relief, shapeNote } from './relief.js';
 import { NeedsToken, Stream, depth, models, palette, readNpy, takeToken, token } from './server.js';
 import { openCamera, openFile, watch } from './source.js';
@@ -12,13 +13,12 @@ import { turnable } from './turning.js';
 const at = (id) => document.getElementById(id);
 const SHOWN_SIDE = 1280; // longer side of what is shown of a picture, pixels; saved values have the picture's own
 const FRAME_SIDE = 640; // of a film's frames, before they go to the network
-const RATE_OVER_MS = 2000;
 
 let server = null; // as /v1/models says
 let source = null; // {picture, file} or {video, stop, stream}, with its name
 let stream = null;
 let relief = null;
-let times = [];
+const rate = new Rate();
 
 async function start() {
   takeToken();
@@ -36,7 +36,8 @@ async function start() {
     guarded(load);
   };
   for (const format of ['npy', 'png16', 'color']) at(`save-${format}`).onclick = () => guarded(() => save(format));
-  acceptDrops();
+  const drop = (file) => use(() => fromFile(file));
+  acceptDrops(at('stage'), drop, () => tell('That was no file: drop a picture or a film.', true));
   await load();
 }
 
@@ -127,7 +128,7 @@ async function fromCamera() {
 
 /** Depth of what is open, with the present settings. */
 async function again() {
-  times = [];
+  rate.restart();
   if (source?.picture) await ofPicture(source);
   else if (source) {
     openStream(source);
@@ -182,7 +183,7 @@ function openStream(mine) {
         if (source !== mine) return;
         const { height, width, kind, lo, hi, camera, fov } = facts;
         present({ frame, values, height, width, kind, lo, hi, camera, fov });
-        numbers({ network: facts.ms.network, server: facts.ms.total, trip }, rate());
+        numbers({ network: facts.ms.network, server: facts.ms.total, trip }, rate.count());
       }),
     (reason) => {
       if (source !== mine) return;
@@ -205,12 +206,6 @@ function follow(mine) {
   video.onended = () => (at('play').textContent = 'Play again');
   video.onerror = () => tell(`${mine.name} is damaged after ${video.currentTime.toFixed(1)} s.`, true);
   video.play().catch(() => tell(`${mine.name}: press Play.`));
-}
-
-function rate() {
-  const now = performance.now();
-  times = [...times.filter((time) => now - time < RATE_OVER_MS), now];
-  return times.length < 2 ? null : ((times.length - 1) * 1000) / (now - times[0]);
 }
 
 function present(result) {
@@ -262,29 +257,6 @@ async function save(format) {
   tell(`Saved ${worded(headers.get('Depth-Kind'))}${formula}.`);
 }
 
-function download(blob, name) {
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
-
-function acceptDrops() {
-  addEventListener('dragover', (event) => {
-    event.preventDefault();
-    at('stage').classList.add('dropping');
-  });
-  addEventListener('dragleave', () => at('stage').classList.remove('dropping'));
-  addEventListener('drop', (event) => {
-    event.preventDefault();
-    at('stage').classList.remove('dropping');
-    const file = event.dataTransfer.files[0];
-    if (file) use(() => fromFile(file));
-    else tell('That was no file: drop a picture or a film.', true);
-  });
-}
-
 /** Do it, and tell a fault in words; the page goes on. */
 async function guarded(work) {
   try {
@@ -294,7 +266,7 @@ async function guarded(work) {
       at('ask-token').hidden = false;
       at('token').focus();
     }
-    tell(error instanceof Fault ? error.message : `Something went wrong: ${error.message ?? error}`, true);
+    tell(inWords(error), true);
   }
 }
 

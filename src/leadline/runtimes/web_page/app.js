@@ -3,17 +3,17 @@
 import { Fault, hasCamera } from './contract.js';
 import { Engine } from './engine.js';
 import { isolate } from './isolation.js';
+import { Rate, acceptDrops, inWords } from './page.js';
 import { grab, grabbed, openCamera, openFile, watch } from './source.js';
 import { connect, describe, show, showNumbers, tell } from './view.js';
 
 const at = (id) => document.getElementById(id);
-const RATE_OVER_MS = 2000;
 const MOST_THREADS = 8;
 
 let settings;
 let engine = null;
 let source = null; // {picture} or {video, stop, stream}, with its name
-let times = [];
+const rate = new Rate();
 let computing = Promise.resolve();
 
 async function start() {
@@ -33,7 +33,8 @@ async function start() {
   at('seek').oninput = () => (source.video.currentTime = Number(at('seek').value));
   at('angle').onchange = at('angle').oninput = () => refresh();
   at('engine').onchange = at('threads').onchange = () => guarded(openEngine);
-  acceptDrops();
+  const drop = (file) => use(() => fromFile(file));
+  acceptDrops(at('stage'), drop, () => tell('That was no file: drop a picture or a video.', true));
   await openEngine();
 }
 
@@ -45,7 +46,8 @@ async function json(name) {
 
 function cameraNote(camera) {
   const degrees = (360 / Math.PI) * Math.atan(0.5 / camera.fx_over_width);
-  return `Metres are right for a camera that sees ${degrees.toFixed(0)}° from left to right. Give yours if it differs.`;
+  const seen = `${degrees.toFixed(0)}° from left to right`;
+  return `Metres are right for a camera that sees ${seen}. Give yours if it differs: the photo’s own data is not read.`;
 }
 
 function offerThreads() {
@@ -93,7 +95,7 @@ async function openEngine() {
   at('runs-on').textContent =
     kind === 'webgpu' ? 'WebGPU' : `WebAssembly, ${threads} thread${threads === 1 ? '' : 's'}`;
   tell('Ready.');
-  times = [];
+  rate.restart();
   await refresh();
 }
 
@@ -104,7 +106,7 @@ function use(open) {
     const opened = await open();
     leave(); // another one may have been opened while this one was waited for
     source = opened;
-    times = [];
+    rate.restart();
     at('camera').setAttribute('aria-pressed', String(Boolean(source.stream)));
     at('play').hidden = at('seek-label').hidden = !source.video || Boolean(source.stream);
     tell(source.name);
@@ -192,7 +194,7 @@ async function once(mine, isNew) {
   }
   if (source !== mine) return;
   show(grabbed, result, mine.name.replace(/\.[^.]*$/, '') || 'depth');
-  showNumbers(result, mine.picture ? null : rate());
+  showNumbers(result, mine.picture ? null : rate.count());
 }
 
 function angle() {
@@ -200,33 +202,12 @@ function angle() {
   return degrees >= 2 && degrees <= 170 ? degrees : null;
 }
 
-function rate() {
-  const now = performance.now();
-  times = [...times.filter((time) => now - time < RATE_OVER_MS), now];
-  return times.length < 2 ? 0 : ((times.length - 1) * 1000) / (now - times[0]);
-}
-
-function acceptDrops() {
-  addEventListener('dragover', (event) => {
-    event.preventDefault();
-    at('stage').classList.add('dropping');
-  });
-  addEventListener('dragleave', () => at('stage').classList.remove('dropping'));
-  addEventListener('drop', (event) => {
-    event.preventDefault();
-    at('stage').classList.remove('dropping');
-    const file = event.dataTransfer.files[0];
-    if (file) use(() => fromFile(file));
-    else tell('That was no file: drop a picture or a video.', true);
-  });
-}
-
 /** Do it, and tell a fault in words; the page goes on. */
 async function guarded(work) {
   try {
     await work();
   } catch (error) {
-    tell(error instanceof Fault ? error.message : `Something went wrong: ${error.message ?? error}`, true);
+    tell(inWords(error), true);
   }
 }
 

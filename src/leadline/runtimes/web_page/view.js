@@ -2,6 +2,7 @@
 
 import { isDisparity, isValid } from './colors.js';
 import { npy } from './npy.js';
+import { download } from './page.js';
 
 const at = (id) => document.getElementById(id);
 const shown = { values: null, height: 0, width: 0, name: 'depth' };
@@ -111,14 +112,6 @@ export function showNumbers(result, rate) {
   at('ms-before').textContent = ms(result.ms.before);
   at('ms-after').textContent = ms(result.ms.after);
   at('size').textContent = `${result.size[0]} × ${result.size[1]} (height × width)`;
-}
-
-function download(blob, name) {
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 /** Connect what needs no network: views, pointer, keys, downloads. */
