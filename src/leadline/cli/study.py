@@ -146,7 +146,7 @@ def _print_machine(one: Optimized, console: Console) -> None:
         print_whole(table, console)
     say(foot(one))
     rows = cells_of(one.outcome.rows, one.outcome.reference)
-    if is_matrix(one.outcome.rows):
+    if rows and is_matrix(one.outcome.rows):
         for title, best in (
             ("Best per resolution", best_per_resolution(rows, one.limits.max_drop)),
             ("Best per batch", best_per_batch(rows, one.limits.max_drop)),
