@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from leadline.errors import one_line
+from leadline.errors import one_line, sides
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,7 @@ from leadline.errors import one_line
 )
 def test_an_error_of_another_library_is_one_line(error: Exception, first: str, last: str) -> None:
     assert (one_line(error), one_line(error, -1)) == (first, last)
+
+
+def test_a_shape_is_written_without_python() -> None:
+    assert (sides((1, 3, 64, 96)), sides(["N", 3, "h"]), sides(())) == ("1 x 3 x 64 x 96", "N x 3 x h", "")

@@ -1,51 +1,28 @@
-"""ExecuTorch: what runs in INT8, threads that all sessions share, what it refuses, damaged files, silence."""
+"""ExecuTorch: what runs in INT8, threads that all sessions share, modules left out, silence; see test_converters.py."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from leadline.bundle import Bundle
+import converters
+from converters import STATIC
 from leadline.errors import BundleError, ConfigError, UnavailableError
 from leadline.runtimes import execu_torch
-from leadline.runtimes.base import ExportOptions, Precision, SessionOptions, runtime
+from leadline.runtimes.base import ExportOptions, SessionOptions, runtime
 from leadline.runtimes.executorch_program import is_program, program_precision
-from tiny_models import VIT_SIZE, cnn, expected, exported, picture, pictures, vit
+from tiny_models import cnn, expected, exported, picture
 
 pytestmark = pytest.mark.skipif(
     not runtime("executorch").availability().available,
     reason="executorch is not installed: pip install leadline[executorch]",
 )
-STATIC = ExportOptions(precision=Precision.INT8_STATIC, calibration=pictures(2))
-
-
-def opened(name: str, precision: str, threads: int = 1) -> Any:
-    return runtime("executorch").open(exported(name, "executorch", precision), SessionOptions(threads=threads))
-
-
-def error(name: str, precision: str) -> float:
-    """Mean |difference| over the spread of the output."""
-    model, size = (cnn(), (64, 96)) if name == "cnn" else (vit(), VIT_SIZE)
-    values = picture(7, size)
-    reference = expected(model, values)
-    return float(np.abs(opened(name, precision).run(values) - reference).mean() / reference.std())
-
-
-def with_file(good: Bundle, folder: Path, data: bytes) -> Bundle:
-    (folder / execu_torch.FILE).write_bytes(data)
-    return dataclasses.replace(good, folder=folder)
-
-
-def test_static_int8_covers_the_network_but_the_head() -> None:
-    session = opened("cnn", "int8-static")
-    assert session.precision_ran == "int8 (40 of 41 layers)"
-    assert error("cnn", "int8-static") < 0.2
-    assert len(np.unique(session.run(picture(7, (64, 96))))) > 256
+opened, error = partial(converters.opened, "executorch"), partial(converters.error, "executorch")
 
 
 def test_fp32_is_all_xnnpack() -> None:
@@ -88,23 +65,6 @@ def test_sessions_that_want_different_threads_share_one_pool_safely() -> None:
             assert count() == threads
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"method": "percentile"},
-        {"symmetric": True},
-        {"equalise": True},
-        {"bias_correction": True},
-        {"smooth": 0.5},
-        {"ranges": {"a": (0.0, 1.0)}},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_what_it_cannot_do_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"executorch does not have .* onnxruntime or openvino"):
-        runtime("executorch").export(cnn(), dataclasses.replace(STATIC, **change), tmp_path)
-
-
 def test_an_unknown_module_to_exclude_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no module of tiny-cnn to exclude 'nowhere'"):
         runtime("executorch").export(cnn(), dataclasses.replace(STATIC, exclude=("nowhere",)), tmp_path)
@@ -117,22 +77,11 @@ def test_a_missing_engine_is_named_when_a_bundle_is_opened(monkeypatch: pytest.M
         runtime("executorch").open(bundle, SessionOptions())
 
 
-@pytest.mark.parametrize("kind", ["random", "empty", "half", "middle"])
-def test_damaged_files_are_refused(kind: str, tmp_path: Path) -> None:
-    """ExecuTorch 1.5 ends the process on a file of random bytes: it never gets to see one."""
-    good = exported("cnn", "executorch", "fp32")
-    data = good.file(execu_torch.FILE).read_bytes()
-    noise = np.random.default_rng(0).bytes(5000)
-    damaged = {"random": noise, "empty": b"", "half": data[: len(data) // 2], "middle": data[:64] + noise + data[5064:]}
-    with pytest.raises(BundleError, match="executorch cannot load"):
-        runtime("executorch").open(with_file(good, tmp_path, damaged[kind]), SessionOptions())
-
-
 def test_a_program_of_another_size_is_refused(tmp_path: Path) -> None:
     good = exported("cnn", "executorch", "fp32")
     spec = good.contract.input.model_copy(update={"height": 96, "width": 64})
     other = dataclasses.replace(good, contract=good.contract.model_copy(update={"input": spec}))
-    with pytest.raises(BundleError, match=r"does not fit its contract.*64, 96"):
+    with pytest.raises(BundleError, match=r"does not fit its contract.*it has 1 x 3 x 64 x 96"):
         runtime("executorch").open(other, SessionOptions())
 
 
@@ -140,11 +89,6 @@ def test_bytes_that_are_no_program_have_no_precision() -> None:
     assert not is_program(b"")
     assert not is_program(np.random.default_rng(1).bytes(4000))
     assert program_precision(b"nothing" * 20) == "unknown"
-
-
-def test_opening_and_running_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    opened("cnn", "fp32").run(picture(1, (64, 96)))
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow

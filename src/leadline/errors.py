@@ -110,3 +110,8 @@ def one_line(error: BaseException, line: int = 0) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [part.strip() for part in text.splitlines() if part.strip()]
     return lines[line] if lines else type(error).__name__
+
+
+def sides(shape: Iterable[object]) -> str:
+    """The shape of a tensor as people write it: 1 x 3 x 224 x 288."""
+    return " x ".join(str(side) for side in shape)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 import numpy as np
 
 from leadline.bundle import write_bundle
-from leadline.errors import ConfigError, ContractError, NumericalError, UnavailableError, closest
+from leadline.errors import ConfigError, ContractError, NumericalError, UnavailableError, closest, sides
 from leadline.runtimes import RUNTIMES
 from leadline.runtimes.options import CALIBRATIONS, LACKS, Calibration, ExportOptions, Precision, check_options
 
@@ -186,7 +186,8 @@ class Session(ABC):
 
     def _check_input(self, values: NDArray[np.float32]) -> None:
         if values.ndim != 4 or values.shape[1] != 3 or values.dtype != np.float32 or 0 in values.shape:
-            raise ContractError("the input must be float32 N x 3 x H x W", why=f"got {values.dtype} {values.shape}")
+            why = f"got {values.dtype} {sides(values.shape)}"
+            raise ContractError("the input must be float32 N x 3 x H x W", why=why)
         self.contract.checked_size((values.shape[2], values.shape[3]))
 
 
@@ -287,8 +288,11 @@ def needs_calibration(options: ExportOptions, source: Exportable) -> None:
     Raises:
         ConfigError: static INT8 was asked for, and there are no calibration inputs.
     """
-    known = options.ranges is not None or source.quantization is not None
-    if options.precision is Precision.INT8_STATIC and not options.calibration and not known:
+    from leadline.runtimes.onnx_trained import has_trained_grids
+
+    if options.precision is not Precision.INT8_STATIC or options.calibration or options.ranges is not None:
+        return
+    if not has_trained_grids(source):
         mend = "give pictures with --calibration DIR, or leave it out for rendered ones"
         raise ConfigError("static INT8 needs calibration pictures", why="the calibration set is empty", mend=mend)
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from leadline.bundle import Bundle
     from leadline.contract import Contract
 
-INSTALL = "pip install 'leadline[coreml]'"
+INSTALL = 'pip install "leadline[coreml]"'
 FOLDER = "model.mlpackage"
 MODEL = f"{FOLDER}/Data/com.apple.CoreML/model.mlmodel"
 ELSEWHERE = "CoreML runs on macOS only; the package can be made here and run there"

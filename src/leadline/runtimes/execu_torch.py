@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import struct
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ConfigError, NumericalError, UnavailableError, one_line
+from leadline.errors import BundleError, ConfigError, NumericalError, UnavailableError, one_line, sides
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -149,7 +150,11 @@ class _ExecuTorchSession(Session):
         data = self._path.read_bytes()
         if not is_program(data):
             raise BundleError("executorch cannot load", where=self._path, why="it is no ExecuTorch program")
-        self._precision = program_precision(data)
+        try:
+            self._precision = program_precision(data)
+        except (struct.error, IndexError) as error:
+            why = "a graph inside it reaches beyond the end of the file"
+            raise BundleError("executorch cannot load", where=self._path, why=why) from error
         self._load()
         self._check_ends()
 
@@ -177,8 +182,9 @@ class _ExecuTorchSession(Session):
         ends = [(facts.num_inputs(), facts.input_tensor_meta, 3), (facts.num_outputs(), facts.output_tensor_meta, 1)]
         for count, tensor, channels in ends:
             if count != 1 or tuple(tensor(0).sizes()) != (1, channels, spec.height, spec.width):
-                found = [tuple(tensor(index).sizes()) for index in range(count)]
-                raise BundleError("the file does not fit its contract", where=self._path, why=f"it has {found}")
+                found = ", ".join(sides(tensor(index).sizes()) for index in range(count))
+                why = f"it has {found or 'no tensors'}"
+                raise BundleError("the file does not fit its contract", where=self._path, why=why)
 
     def _infer(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         import torch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ConfigError, UnavailableError, one_line
+from leadline.errors import BundleError, ConfigError, UnavailableError, one_line, sides
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -76,9 +76,6 @@ class LiteRt(Runtime):
         refuse_options(self.name, options, able=("exclude",))
         refuse_source(self.name, source, options)
         needs_calibration(options, source)
-        if options.precision is Precision.INT8_STATIC and not options.calibration:
-            mend = "give pictures with --calibration DIR"
-            raise ConfigError("static INT8 needs calibration pictures", why="the calibration set is empty", mend=mend)
         contract = bundle_contract(source.contract, options.size, options.dynamic)
         _require_converter()
         form = f"litert {importlib.metadata.version('litert-torch')}"
@@ -155,7 +152,8 @@ class _LiteRtSession(Session):
         found = tuple([tuple(int(n) for n in each["shape"]) for each in ends] for ends in (inputs, outputs))
         kinds = {np.dtype(each["dtype"]) for each in (*inputs, *outputs)}
         if found != wanted or kinds != {np.dtype(np.float32)}:
-            why = f"it maps {found[0]} to {found[1]}, {', '.join(sorted(map(str, kinds)))}"
+            source, result = (", ".join(map(sides, shapes)) for shapes in found)
+            why = f"it maps {source} to {result}, {', '.join(sorted(map(str, kinds)))}"
             raise BundleError("the file does not fit its contract", where=path, why=why)
         return inputs[0]["index"], outputs[0]["index"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import BundleError, ContractError, UnavailableError, one_line
+from leadline.errors import BundleError, ContractError, UnavailableError, one_line, sides
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -174,7 +174,7 @@ class _OnnxSession(Session):
         self.notes += fallback_notes(self._session, self._provider)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
-            why = f"it has the inputs {', '.join(f'{each.name} {each.shape}' for each in inputs)}"
+            why = f"it has the inputs {', '.join(f'{each.name} {sides(each.shape)}' for each in inputs)}"
             raise BundleError("not a network of one picture", where=path, why=why, mend="one input N x 3 x H x W")
         self._input, self._output = inputs[0].name, self._session.get_outputs()[0].name
         self._half = inputs[0].type == "tensor(float16)"

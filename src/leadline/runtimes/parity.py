@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leadline.errors import ConfigError, ParityError
+from leadline.errors import ConfigError, ParityError, sides
 from leadline.runtimes.base import Precision
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def compare_outputs(candidate: NDArray[np.float32], reference: NDArray[np.float3
         ParityError: the shapes differ.
     """
     if candidate.shape != reference.shape:
-        why = f"PyTorch gives {reference.shape}, the exported file {candidate.shape}"
+        why = f"PyTorch gives {sides(reference.shape)}, the exported file {sides(candidate.shape)}"
         raise ParityError("the exported file returns another shape", why=why, mend="export a fixed size")
     new, old = candidate.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     difference = np.abs(new - old)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from leadline.errors import ConfigError, NumericalError, UnavailableError
+from leadline.errors import ConfigError, NumericalError, UnavailableError, sides
 from leadline.runtimes.base import (
     Availability,
     Exportable,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from leadline.runtimes.layer_time import LayerTime
 
 FILE = "model.onnx"
-INSTALL = "pip install 'leadline[tensorrt]'"
+INSTALL = 'pip install "leadline[tensorrt]"'
 PARTS = ("to_device", "compute", "from_device")
 
 
@@ -244,7 +244,7 @@ class _TensorRtSession(Session):
             marks[0].record(stream)
             moved = source.to(self._device, non_blocking=True)
             if not context.set_input_shape(self._input, tuple(values.shape)):
-                raise ConfigError("the engine was not built for the size", where=tuple(values.shape))
+                raise ConfigError(f"the engine was not built for an input of {sides(values.shape)}")
             shape = tuple(context.get_tensor_shape(self._output))
             result = self._torch.empty(shape, dtype=self._torch.float32, device=self._device)
             context.set_tensor_address(self._input, moved.data_ptr())
