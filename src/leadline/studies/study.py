@@ -180,11 +180,11 @@ def untried(study: Study) -> list[str]:
     from leadline.evaluation.machine import this_machine
     from leadline.reference import load_model
 
-    engines, said = usual_runtimes()
-    notices = [] if study.runtimes else [said]
+    engines, said = (study.runtimes, "") if study.runtimes else usual_runtimes()
+    notices = [said]
     if not study.precisions:
         linear = linear_share(load_model(study.model).model)
-        named = [engine_of(entry) for entry in study.runtimes or engines]
+        named = [engine_of(entry) for entry in engines]
         pairs = [(name, device or where) for name, device in named for where in study.devices or ("",)]
         notices.append(left_out(pairs, linear=linear, sets=this_machine().instruction_sets))
     return notices
