@@ -24,8 +24,10 @@ import leadline.live.writers
 import tiny_datasets
 import tiny_films as tiny
 from leadline.cli import app
+from leadline.data import video
 from leadline.depth import Kind
 from leadline.errors import DataError, NumericalError, OutputError
+from leadline.live import parts
 from leadline.live.ahead import ahead
 from leadline.live.film import FilmOptions, FilmResult, predict_film
 from leadline.live.temporal import Smoothing
@@ -61,7 +63,7 @@ def test_every_format_holds_the_frames_and_says_what_they_mean(tmp_path: Path) -
     assert names(base.parent) == {"in.json", "in_depth.mp4", "in_depth.mkv", "in_depth_npy", "in_frames.csv"}
     side = json.loads((tmp_path / "out" / "in.json").read_text())
     assert (side["kind"], side["unit"], side["height"], side["width"]) == ("relative_disparity", "none", 32, 48)
-    assert side["film"] == {"height": 48, "width": 64, "frames": 10, "expected": 10}
+    assert side["film"] == {"height": 48, "width": 64, "frames": 10, "expected": 10, "whole": True}
     assert (side["smoothing"]["before"], side["smoothing"]["aligned"], side["complete"]) == (2, True, True)
     raw = maps(base)
     assert (raw.shape, raw.dtype) == ((10, 32, 48), np.float32)
@@ -288,6 +290,39 @@ def test_a_cut_off_film_keeps_what_decoded_and_says_how_much(tmp_path: Path) -> 
     side = json.loads((tmp_path / "in.json").read_text())
     assert side["notices"] == list(result.notices)
     assert side["film"]["expected"] == 60
+    assert (result.complete, result.whole, side["complete"], side["film"]["whole"]) == (True, False, True, False)
+    told = CliRunner().invoke(
+        app, ["predict", str(film), "-o", str(tmp_path / "out"), "-m", str(write_model(tmp_path))]
+    )
+    assert told.exit_code == 1
+    assert "1 of 1 films damaged or cut off" in told.stderr
+
+
+def test_ffmpeg_may_say_nothing_since_its_threads_would_wait_for_ours() -> None:
+    video.pyav()
+    assert av.logging.get_level() is None
+
+
+def test_a_film_is_known_by_its_first_bytes_where_it_has_no_ending(tmp_path: Path) -> None:
+    film = tiny.film(tmp_path / "in.mp4", 3)
+    bare = film.rename(tmp_path / "in")
+    model = str(write_model(tmp_path))
+    told = CliRunner().invoke(app, ["predict", str(bare), "-o", str(tmp_path / "out"), "-m", model])
+    assert told.exit_code == 0, told.output
+    assert "3 frames" in told.output
+    folder = tmp_path / "films"
+    folder.mkdir()
+    bare.rename(folder / "a.mp4")
+    refused = CliRunner().invoke(app, ["predict", str(folder), "-o", str(tmp_path / "out"), "-m", model])
+    assert refused.exit_code == 2
+    assert "it holds 1 film: name them" in refused.stderr.lower()
+
+
+def test_parts_that_were_made_otherwise_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = tiny.film(tmp_path / "in.mp4", 3)
+    before = parts.key_of(film, "model", {})
+    monkeypatch.setattr(parts, "MADE", parts.MADE + 1)
+    assert parts.key_of(film, "model", {}) != before
 
 
 def test_another_size_in_the_stream_and_no_time_stamps(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def decode_image(
     """
     if not data:
         raise _empty(source)
-    with _decoding(source), _open(source, data, tuple(FORMATS), max_pixels) as image:
+    with _decoding(source, max_pixels), _open(source, data, tuple(FORMATS), max_pixels) as image:
         for notice in _notices(source, image, data):
             on_notice(f"{source}: {notice}")
         return rgb_array(image, str(source))
@@ -147,7 +147,7 @@ def _empty(path: Path) -> ImageReadError:
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def _decoding(path: Path, most: int = MAX_PIXELS) -> Iterator[None]:
     """Pillow's many ways to fail on a damaged file, as one typed error."""
     from PIL import Image
 
@@ -155,7 +155,7 @@ def _decoding(path: Path) -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         pixels = re.search(r"\d+", str(error))  # Pillow refuses far larger ones before it tells their sides
-        raise _too_large(path, f"{pixels[0]} pixels" if pixels else str(error)) from error
+        raise _too_large(path, f"{pixels[0]} pixels" if pixels else str(error), most) from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError) as error:
         raise ImageReadError("cannot read the picture", where=path, why=f"damaged: {error}", mend=_AGAIN) from error
 

@@ -164,7 +164,7 @@ def replaced(results: Iterable[tuple[Path, Path]]) -> str:
     if not lost:
         return ""
     results_of = "the earlier result" if len(lost) == 1 else f"{len(lost)} earlier results, the first"
-    return f"this replaces {results_of} of {lost[0]!r}, another picture; --out DIR keeps both"
+    return f"this replaces {results_of} of {lost[0]!r}, another source; --out DIR keeps both"
 
 
 def _with(base: Path, ending: str) -> Path:

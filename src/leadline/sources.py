@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PNG_GREY16 = bytes([16, 0])  # bit depth and colour type, bytes 24 and 25 of the file
+_PICTURE_BRANDS = (b"heic", b"heix", b"heif", b"mif1", b"msf1", b"avif", b"avis")  # MP4's box around pictures
+_FILM_STARTS = (b"\x1aE\xdf\xa3", b"FLV\x01", b"\x00\x00\x01\xba", b"\x30\x26\xb2\x75")  # MKV, FLV, MPEG, WMV
 VIDEO_SUFFIXES = (
     *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"),
     *(".ts", ".m2ts", ".wmv", ".flv", ".3gp"),
@@ -73,8 +75,7 @@ def find_films(sources: Sequence[str], out: Path) -> list[Item] | None:
     Raises:
         DataError: films and pictures together, or a pattern that matches nothing.
     """
-    films = [source for source in sources if Path(source).suffix.lower() in VIDEO_SUFFIXES and not _URL.match(source)]
-    films = [source for source in films if not Path(source).is_dir()]
+    films = [source for source in sources if _is_film(source)]
     if not films:
         return None
     if other := [source for source in sources if source not in films]:
@@ -129,7 +130,10 @@ def _matches(source: str, out: Path, recursive: bool, on_notice: Callable[[str],
             on_notice(f"{source}: {count} left out as depth maps, the first {min(maps)}; {insist}")
             files = [file for file in files if file not in maps]
         if not files:
+            films = sum(_is_film(str(file)) for file in path.glob("*"))
             mend = "name another folder" if recursive else "add --recursive for the folders below it"
+            if films:
+                mend = f"it holds {films} film{'s' if films > 1 else ''}: name them, as in {source}/*.mp4"
             why = "only depth maps" if maps else f"none ends in {_endings()}"
             raise DataError("no pictures in the folder", where=source, why=why, mend=mend)
         return [(file, file.relative_to(path)) for file in sorted(files)]
@@ -155,6 +159,25 @@ def _is_picture(path: Path) -> bool:
     if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
         return False
     return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _is_film(source: str) -> bool:
+    """A film's ending, or where there is none a film's first bytes."""
+    path = Path(source)
+    if _URL.match(source) or path.is_dir():
+        return False
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return True
+    if path.suffix.lower() in SUFFIXES or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False  # it fails by name when it is read
+    mp4 = head[4:8] == b"ftyp" and head[8:12] not in _PICTURE_BRANDS
+    avi = head.startswith(b"RIFF") and head[8:12] == b"AVI "
+    return mp4 or avi or head.startswith(_FILM_STARTS)
 
 
 def _is_depth_map(path: Path) -> bool:

@@ -145,7 +145,9 @@ def command(
         raise failed[0].error
     if "occupancy" in formats:
         typer.echo(
-            f"note: the occupancy maps take the camera to be level; heights {part.low:g} to {part.high:g} m", err=True
+            f"note: the occupancy maps take the camera to be level; heights {part.low:g} to {part.high:g} m; from one "
+            "picture they are rough: look at them before anything drives by them",
+            err=True,
         )
     _report(predictor, outcomes, out, seconds, json)
     if len(outcomes) < len(items):

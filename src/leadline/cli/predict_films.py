@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from leadline.sources import Item
 
 
+QUIET_S = 30.0  # between lines of progress where there is no terminal
+
+
 def predict_films(
     items: Sequence[Item],
     out: Path,
@@ -71,6 +74,7 @@ def predict_films(
             if interrupted.is_set():
                 break
     failed = [each for _, each, _ in results if isinstance(each, LeadlineError)]
+    damaged = [item for item, each, _ in results if not getattr(each, "whole", True)]
     if as_json:
         typer.echo(json_module.dumps(_summary(predictor, out, results), indent=2, ensure_ascii=False, allow_nan=False))
     if failed:
@@ -81,7 +85,10 @@ def predict_films(
     if interrupted.is_set() and (len(results) < len(items) or not getattr(last, "complete", True)):
         typer.echo(f"error: interrupted: {_how_to_go_on(last, len(items) - len(results))}", err=True)
         raise typer.Exit(interrupted.status)
-    if failed:
+    if damaged:
+        names = ", ".join(str(item.source) for item in damaged)
+        typer.echo(f"{len(damaged)} of {len(items)} films damaged or cut off: {names}", err=True)
+    if failed or damaged:
         raise typer.Exit(1)
 
 
@@ -102,16 +109,22 @@ def _predict(
 
 def _follower(progress: Progress, name: str) -> Callable[[int, int | None, int], None]:
     task, started = progress.add_task(name, total=None, rate=""), time.perf_counter()
+    said = started
 
     def follow(done: int, expected: int | None, began: int) -> None:
-        nonlocal started
+        nonlocal started, said
         if done == began + 1:
             progress.reset(task, total=expected, completed=began)  # time left counts from here
             started = time.perf_counter()
             if began:
                 progress.console.print(f"note: going on behind frame {began} of an earlier run", highlight=False)
             return
-        rate = (done - began - 1) / max(time.perf_counter() - started, 1e-9)
+        now = time.perf_counter()
+        rate = (done - began - 1) / max(now - started, 1e-9)
+        if progress.disable and now - said > QUIET_S:
+            said = now
+            whole = f" of about {expected}" if expected else ""
+            typer.echo(f"{name}: {done}{whole} frames, {rate:.1f} frames/s", err=True)
         progress.update(task, completed=done, total=max(done, expected or 0) or None, rate=f"{rate:.1f} frames/s")
 
     return follow
@@ -129,7 +142,8 @@ def _tell(predictor: Predictor, item: Item, result: FilmResult | LeadlineError, 
     unit = f"{kind} in metres" if kind.unit == "m" else f"{kind}, no unit, larger is {side}"
     rate = (result.frames - result.began) / seconds
     files = ", ".join(str(path) for name, path in result.files.items() if name not in ("frames", "side"))
-    typer.echo(f"{item.source}: {result.frames} frames -> {files}  ({unit}; {rate:.1f} frames per second)")
+    frames = f"{result.frames} frame{'s' if result.frames != 1 else ''}"
+    typer.echo(f"{item.source}: {frames} -> {files}  ({unit}; {rate:.1f} frames per second)")
     if result.flicker:
         typer.echo(flicker_line(result.flicker, result.frames - result.began))
 
@@ -180,7 +194,7 @@ def _entry(item: Item, result: FilmResult | LeadlineError, seconds: float) -> di
     names = ("without smoothing", "with smoothing")
     return {
         **entry,
-        "status": "done" if result.complete else "partial",
+        "status": ("done" if result.whole else "damaged") if result.complete else "partial",
         "frames": result.frames,
         "expected": result.expected,
         "began": result.began,

@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -158,9 +159,13 @@ def _tell(models: Models, address: str, token: str | None) -> None:
         for opened in served.engines.values():
             for note in opened.notes:
                 _say(f"note: {name}: {note}")
-    # The part behind # stays in the browser: it is in no request and in no log.
-    behind = "#token=" + base64.urlsafe_b64encode(token.encode()).decode().rstrip("=") if token is not None else ""
+    # What stands behind # stays in the browser and is in no request; a log, which others may read, does not get it.
+    behind = ""
+    if token is not None and sys.stdout.isatty():
+        behind = "#token=" + base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
     typer.echo(f"serving at {address}{behind}  (Ctrl-C stops)")
+    if token is not None and not behind:
+        typer.echo("the page asks for the token; programs send it as Authorization: Bearer TOKEN")
 
 
 def _say(text: str) -> None:

@@ -66,12 +66,16 @@ class Account:
     rate: float | None = None  # frames a second that the file states
     time_base: Fraction | None = None  # seconds that its time stamps count
 
+    @property
+    def whole(self) -> bool:
+        """Whether all that the file promises was decoded, without damage."""
+        enough = (self.expected or 0) * (1.0 if self.promise_is_exact else SURE)
+        return not self.damaged and self.decoded + 1 >= enough  # an edit list may hide a frame
+
     def complaints(self) -> list[str]:
         """What is worth saying, in sentences without a full stop."""
         said = []
-        enough = (self.expected or 0) * (1.0 if self.promise_is_exact else SURE) - self.damaged
-        short = self.decoded + 1 < enough  # an edit list may hide a frame
-        if self.damaged or short:
+        if not self.whole:
             of = "" if self.expected is None else f" of {'' if self.promise_is_exact else 'about '}{self.expected}"
             where = f", {self.damaged} damaged" if self.damaged else ""
             said.append(f"incomplete: {self.decoded}{of} frames decoded{where}; what decoded is used")
@@ -312,5 +316,7 @@ def pyav() -> Any:
     except ImportError as error:
         mend = "pip install 'leadline[video]'"
         raise UnavailableError("films need PyAV", why="the package `av` is missing", mend=mend) from error
-    av.logging.set_level(av.logging.PANIC)  # what is wrong is said here, once
+    # Silent, since what is wrong is said here, once. At any level PyAV's logger waits for the interpreter's lock in the
+    # threads of FFmpeg, which closing a film joins while it holds that lock.
+    av.logging.set_level(None)
     return av

@@ -73,6 +73,7 @@ class FilmResult:
         expected: by the film's own word; None where it does not say.
         began: at this frame, where earlier ones were finished before.
         complete: False where it was stopped; the files then have `.partial` in their names.
+        whole: False where the film is damaged or cut off: what could be decoded was predicted.
         notices: what is worth saying.
         flicker: of the raw maps, and of the smoothed ones, over the frames of this run.
     """
@@ -82,6 +83,7 @@ class FilmResult:
     expected: int | None
     began: int
     complete: bool
+    whole: bool = True
     notices: tuple[str, ...] = ()
     flicker: tuple[Flicker, ...] = ()
 
@@ -173,7 +175,8 @@ def predict_film(
     if options.flicker and not flicker:
         notices.append("no flicker: fewer than three frames of this run could be followed")
     expected = done[-1].notes["account"]["expected"] if complete else work.account.expected
-    return FilmResult(written, len(rows), expected, began, complete, tuple(notices), flicker)
+    whole = bool(done[-1].notes["account"]["whole"]) if complete else True
+    return FilmResult(written, len(rows), expected, began, complete, whole, tuple(notices), flicker)
 
 
 def _check_readable(film: Path) -> None:
@@ -360,6 +363,7 @@ def _publish(
             "width": width,
             "frames": sum(len(part.rows) for part in done),
             "expected": last["account"]["expected"] if complete else work.account.expected,
+            "whole": last["account"]["whole"] if complete else None,
         },
         "complete": complete,
         "source": str(work.film),

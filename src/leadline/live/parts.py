@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from leadline.depth import Kind
 
 VIEW, RAW, NPY, NOTE, STATE = "view.mkv", "raw.mkv", "values.npy", "part.json", "state.npz"
+MADE = 2  # raised when the same film would come out otherwise: parts made before are not gone on with
 PENDING, UNFINISHED = "pending", "unfinished"
 
 
@@ -184,14 +185,19 @@ class Parts:
 
 
 def key_of(film: Path, model: str, options: dict[str, Any]) -> str:
-    """What a part depends on: the film's bytes, the model, and every option that changes a result."""
-    said = json.dumps({"film": sha256_file(film), "model": model, **options}, sort_keys=True, default=str)
+    """What a part depends on: the film's bytes, the model, every option that changes a result, and how it is made."""
+    said = json.dumps({"film": sha256_file(film), "model": model, "made": MADE, **options}, sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
 def account_note(account: Account) -> dict[str, Any]:
     """What decoding came to, for the last part's note."""
-    return {"decoded": account.decoded, "expected": account.expected, "said": account.complaints()}
+    return {
+        "decoded": account.decoded,
+        "expected": account.expected,
+        "whole": account.whole,
+        "said": account.complaints(),
+    }
 
 
 def _read(folder: Path) -> Part:

@@ -80,13 +80,12 @@ function tell(text, isFault = false) {
   place.textContent = text;
 }
 
-/** Change the source: what was there before is let go, and a fault leaves the page usable. */
+/** Change the source: what was there before is let go once the new one is open; a fault leaves it as it was. */
 function use(open) {
   return guarded(async () => {
     if (!server) throw new Fault('The server has not told its models yet.');
-    leave();
     const opened = await open();
-    leave(); // another one may have been opened while this one was waited for
+    leave();
     source = opened;
     at('camera').setAttribute('aria-pressed', String(Boolean(source.stream)));
     at('play').hidden = at('seek-label').hidden = !source.video || Boolean(source.stream);
