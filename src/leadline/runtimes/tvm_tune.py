@@ -17,6 +17,7 @@ from leadline.output import cache_folder
 from leadline.runtimes.tvm_relax import LINKERS, RECORDS, WORKLOADS, host_target, imported
 
 TRIALS = 1_000_000  # more than any time allows
+BUILD_S = 60.0  # that building one schedule may take
 
 
 def tune(network: Path, seconds: float, out: Path) -> dict[str, Any]:
@@ -115,8 +116,17 @@ def _worker(network: Path, place: Path) -> None:
         num_trials_per_iter=8,
         cost_model="random",  # the learned one needs xgboost, and hundreds of records
         strategy="replay-trace",
+        builder=meta_schedule.builder.LocalBuilder(max_workers=1, timeout_sec=BUILD_S, f_build=_built),
         seed=0,
     )
+
+
+def _built(module: Any, target: Any, _: object) -> Any:
+    """As TVM's own builder, which first imports tensor instructions of GPUs: that takes longer than a build may."""
+    from tvm.driver import build
+    from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
+
+    return build(RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module), target=target)
 
 
 if __name__ == "__main__":
