@@ -71,16 +71,12 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
 
 
 def _print(outcome: Outcome) -> None:
-    from rich.console import Console
-
-    from leadline.cli.terminal import print_whole
+    from leadline.cli.terminal import print_whole, wide_console
     from leadline.evaluation.bootstrap import FEW
 
     source = outcome.rows[0].accuracy
     assert source is not None
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)  # a file or a pipe has no width to keep to
+    console = wide_console()
     for table in _tables(outcome, console):
         print_whole(table, console)
     lines = [FOOT]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from leadline.compression.weighted import output_layers
-from leadline.errors import ConfigError, UnavailableError, closest
+from leadline.errors import ConfigError, UnavailableError, closest, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +94,7 @@ def _check_runs(pruned: nn.Module, example: Tensor) -> None:
             pruned(example)
     except RuntimeError as error:
         mend = "name the layers that do not fit under `exclude`"
-        why = str(error).splitlines()[0]
+        why = one_line(error)
         raise ConfigError("the pruned network does not run", where=type(pruned).__name__, why=why, mend=mend) from error
 
 

@@ -26,7 +26,7 @@ from leadline.compression.piece_timing import EngineTimer
 from leadline.compression.proposals import CHECKPOINT, Task, in_processes, in_this_process, on_ray, save, work
 from leadline.compression.resources import Latency, Macs, Resource, ResourceName, Weights, narrowed, shapes_of
 from leadline.compression.tuning import configured, tune
-from leadline.errors import ConfigError, DataError, closest
+from leadline.errors import ConfigError, DataError, closest, one_line
 from leadline.output import write_atomic
 from leadline.reference import load_model
 
@@ -294,4 +294,4 @@ def _read(path: Path) -> list[Turn]:
         return [Turn.model_validate(turn) for turn in json.loads(path.read_bytes())["turns"]]
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         mend = "remove the step's folder to begin again"
-        raise DataError("unreadable history", where=path, why=str(error).splitlines()[0], mend=mend) from error
+        raise DataError("unreadable history", where=path, why=one_line(error), mend=mend) from error

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from leadline.errors import UnavailableError
+from leadline.errors import UnavailableError, one_line
 from leadline.models.outputs import Outputs, outputs
 from leadline.runtimes.onnx_export import quiet_exporter
 
@@ -72,8 +72,8 @@ def trace(model: nn.Module, size: tuple[int, int]) -> Traced:
             program = torch.export.export(Everything(copied), (example,), dynamic_shapes=({0: batch},))
             exported = program.module()
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnavailableError("cannot trace the network", where=type(model).__name__, why=why) from error
+        where = type(model).__name__
+        raise UnavailableError("cannot trace the network", where=where, why=one_line(error)) from error
     assert isinstance(exported, GraphModule)
     graph = exported.graph
     for node in list(graph.nodes):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from leadline.errors import CheckpointError, ModelReferenceError, UnavailableError
+from leadline.errors import CheckpointError, ModelReferenceError, UnavailableError, one_line
 from leadline.models import depth_anything
 from leadline.models.depth_anything_weights import from_hugging_face, is_supported
 from leadline.models.hugging_face_contract import REPOSITORY, hugging_face_contract, read_json
@@ -123,7 +123,7 @@ def download(repository: str) -> Path:
         raise ModelReferenceError("no Hugging Face model", where=repository, why="the hub does not know it") from error
     except (OSError, RuntimeError) as error:  # its HTTP errors are OSErrors; a closed connection is a RuntimeError
         mend = "try again, or copy the model's folder here and give its path"
-        raise UnavailableError("cannot fetch", where=repository, why=_first_line(error), mend=mend) from error
+        raise UnavailableError("cannot fetch", where=repository, why=one_line(error), mend=mend) from error
 
 
 class TransformersDepth(nn.Module):
@@ -176,7 +176,7 @@ def _transformers_network(folder: Path) -> nn.Module:
                 dtype=torch.float32,
             )
         except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-            raise CheckpointError("transformers cannot load", where=folder, why=_first_line(error)) from error
+            raise CheckpointError("transformers cannot load", where=folder, why=one_line(error)) from error
     lost = sorted(str(key) for key in [*report["missing_keys"], *report.get("mismatched_keys", ())])
     if lost:
         why = f"{len(lost)} tensors missing or of another shape ({lost[0]})"
@@ -202,7 +202,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         try:
             tensors.update(load_file(folder / name))
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError("unreadable weights", where=folder / name, why=_first_line(error)) from error
+            raise CheckpointError("unreadable weights", where=folder / name, why=one_line(error)) from error
     return tensors
 
 
@@ -233,8 +233,3 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import leadline.errors
-from leadline.errors import LeadlineError, UnavailableError
+from leadline.errors import LeadlineError, UnavailableError, one_line
 from leadline.studies.farm import DeviceLostError
 from leadline.studies.farm_tasks import perform
 
@@ -61,8 +61,7 @@ class RayLink:
             cause = f"{type(error.cause).__name__}: {error.cause}"
             raise LeadlineError("the task failed", where=device, why=cause) from error
         except faults.RayError as error:  # its process or its node ended
-            why = str(error).strip().splitlines()[0]
-            raise DeviceLostError(f"{device} left the farm", why=why) from error
+            raise DeviceLostError(f"{device} left the farm", why=one_line(error)) from error
         if "error" in told:
             kind = getattr(leadline.errors, told["kind"], LeadlineError)
             raise (kind if issubclass(kind, LeadlineError) else LeadlineError)(told["error"])
@@ -93,7 +92,7 @@ def _joined(address: str | None) -> tuple[Any, bool]:
             configure_logging=True,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
+        why = one_line(error)
         mend = "start the head on this machine: ray start --head --port=6379"
         raise UnavailableError("no device farm", where=address, why=why, mend=mend) from error
     return ray, True

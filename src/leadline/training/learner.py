@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leadline.errors import CheckpointError
+from leadline.errors import CheckpointError, one_line
 from leadline.models.outputs import Outputs, outputs
 from leadline.reference import fresh_variant
 from leadline.training.average import twin
@@ -147,7 +147,7 @@ def _auxiliary(
             try:
                 module.load_state_dict(weights[name])
             except RuntimeError as error:
-                why = str(error).splitlines()[-1].strip()
+                why = one_line(error, -1)
                 mend = "set the objective's options as they were, or start at another checkpoint"
                 what = f"weights beside the network do not fit the module {name!r}"
                 raise CheckpointError(what, where=config.model, why=why, mend=mend) from error
