@@ -35,16 +35,6 @@ class Flow:
     offset: NDArray[np.float32]
     trusted: NDArray[np.float32]
 
-    def at(self, size: tuple[int, int]) -> Flow:
-        """The same flow for frames of (height, width) `size`."""
-        height, width = size
-        if self.trusted.shape == (height, width):
-            return self
-        cv2 = opencv()
-        factor = (width / self.trusted.shape[1], height / self.trusted.shape[0], 0, 0)
-        offset = cv2.resize(cv2.multiply(self.offset, factor), (width, height), interpolation=cv2.INTER_LINEAR)
-        return Flow(offset, cv2.resize(self.trusted, (width, height), interpolation=cv2.INTER_LINEAR))
-
     def bring(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the other frame says, H x W, at the pixels of this one; beyond its borders the nearest value."""
         return _remapped(values, self._places)

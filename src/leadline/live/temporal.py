@@ -5,10 +5,11 @@ All in raw values: nothing here knows of colours or display ranges.
 1. A network whose scale and shift are free gives each frame its own. Each new map is brought to the spread and mean
    that the one before it has at the points seen in both; a leak lets it find back to the network's own scale, so that
    errors do not add up.
-2. Each map becomes the weighted mean of its neighbours' maps, brought to its pixels along the optical flow. A
-   neighbour's weight falls with its distance in time, is 0 where its point is hidden or was not found again, and falls
-   where it says something else: edges of what moves stay where the frame itself has them. Nothing is fed back, so
-   nothing blurs more and more.
+2. Each map becomes the weighted mean of itself and its neighbours' maps, brought to its pixels along the optical flow.
+   A neighbour's weight falls with its distance in time, is 0 where its point is hidden or was not found again, and
+   falls where it says something else: edges of what moves stay where the frame itself has them. Nothing is fed back,
+   so nothing blurs more and more. Motion and weights, and so the change, are found at half the size of large maps;
+   networks' maps are smooth at that scale, and what detail they have stays theirs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +65,11 @@ class _Frame:
     to_before: Flow | None = None  # None at the first frame of a scene
     to_after: Flow | None = None
 
+    @cached_property
+    def coarse(self) -> NDArray[np.float32]:
+        """The values at the size at which motion is followed."""
+        return _coarse(self.values, self.grey.shape)
+
 
 @dataclass
 class Smoother:
@@ -104,7 +111,7 @@ class Smoother:
                 self.cuts += 1
             else:
                 last.to_after, frame.to_before = there, back
-                frame.values = self._aligned(values, last.values, back)
+                frame.values = self._aligned(values, last.coarse, back)
         self._frames.append(frame)
         self._waiting += 1
         if self._waiting > self.smoothing.after:
@@ -153,10 +160,11 @@ class Smoother:
         return smoother
 
     def _finished(self, index: int) -> NDArray[np.float32]:
+        """The map, and what its neighbours say that differs from it: that is found where motion is followed."""
         cv2, frames, options = opencv(), self._frames, self.smoothing
-        centre = frames[index].values
+        values, centre = frames[index].values, frames[index].coarse
         limit = options.agreement * (float(np.median(self._spreads)) or 1.0)
-        total, weights = centre.copy(), np.ones_like(centre)
+        total, weights = np.zeros_like(centre), np.ones_like(centre)
         for step, reach in ((-1, options.before), (1, options.after)):
             way: Flow | None = None
             for distance in range(1, reach + 1):
@@ -167,23 +175,24 @@ class Smoother:
                 hop = passed.to_before if step < 0 else passed.to_after
                 assert hop is not None  # within a scene every frame knows its neighbours
                 way = hop if way is None else way.then(hop)
-                near = way.at((centre.shape[0], centre.shape[1]))
-                other = near.bring(frames[at].values)
                 far = 0.5 * (1.5 * distance / reach) ** 2
-                unlike = cv2.subtract(other, centre)
+                unlike = cv2.subtract(way.bring(frames[at].coarse), centre)
                 weight = cv2.exp(cv2.multiply(unlike, unlike, scale=-0.5 / limit**2))
-                weight = cv2.multiply(weight, near.trusted, scale=math.exp(-far))
-                cv2.accumulateProduct(weight, other, total)
+                weight = cv2.multiply(weight, way.trusted, scale=math.exp(-far))
+                cv2.accumulateProduct(weight, unlike, total)
                 cv2.accumulate(weight, weights)
-        return np.asarray(cv2.divide(total, weights), np.float32)
+        change = cv2.divide(total, weights)
+        if change.shape != values.shape:
+            change = cv2.resize(change, values.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        return np.asarray(cv2.add(values, change), np.float32)
 
     def _aligned(self, values: NDArray[np.float32], before: NDArray[np.float32], back: Flow) -> NDArray[np.float32]:
         """`values` with scale and shift, as far as the kind leaves them open, nearer to those of the frame before."""
         if self.kind is Kind.METRIC_DEPTH:
             return values
-        cv2, seen = opencv(), back.trusted > 0
-        new, old = (cv2.resize(each, seen.shape[::-1], interpolation=cv2.INTER_AREA) for each in (values, before))
-        new, old = new[seen][::THINNED], back.bring(old)[seen][::THINNED]
+        seen = back.trusted > 0
+        new = _coarse(values, seen.shape)[seen][::THINNED]
+        old = back.bring(before)[seen][::THINNED]
         change = old - new
         off = np.abs(change - np.median(change))
         kept = off <= 3 * np.median(off) + 1e-6
@@ -196,6 +205,14 @@ class Smoother:
         scale = _limited(float(old.std() / max(float(new.std()), 1e-9)), let)
         centre, shift = float(new.mean()), let * float(old.mean() - new.mean())
         return (scale * (values - centre) + centre + shift).astype(np.float32)
+
+
+def _coarse(values: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+    """A map at (height, width) `size`, or itself."""
+    if values.shape == size:
+        return values
+    cv2 = opencv()
+    return np.asarray(cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _followed(values: NDArray[np.float32]) -> tuple[int, int]:
