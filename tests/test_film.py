@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -296,6 +297,19 @@ def test_a_cut_off_film_keeps_what_decoded_and_says_how_much(tmp_path: Path) -> 
     )
     assert told.exit_code == 1
     assert "1 of 1 films damaged or cut off" in told.stderr
+
+
+def test_opencv_leaves_the_cores_to_the_steps_of_a_film_and_is_as_before_afterwards(tmp_path: Path) -> None:
+    before, seen = cv2.getNumThreads(), []
+    cv2.setNumThreads(2)
+    try:
+        film = tiny.film(tmp_path / "in.mp4", 3)
+        follow = lambda done, expected, began: seen.append(cv2.getNumThreads())  # noqa: E731
+        predict_film(tiny.predictor(), film, tmp_path / "in", RAW, on_progress=follow)
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
+    assert set(seen) == {1}
 
 
 def test_ffmpeg_may_say_nothing_since_its_threads_would_wait_for_ours() -> None:

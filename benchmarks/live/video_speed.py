@@ -1,6 +1,6 @@
 """Frames a second of `leadline predict FILM` at 640 x 480 against the bare session; or its memory over a long film.
 
-Run: python benchmarks/live/video_speed.py [--model BUNDLE] [--runs 5] [--frames 300]
+Run: python benchmarks/live/video_speed.py [--model BUNDLE] [--runs 5] [--frames 900]
      python benchmarks/live/video_speed.py --minutes 20
 
 The film is drawn by this script (a rendered street under a moving window, H.264, with grain). The bare session gets
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="leadline-s")
     parser.add_argument("--runtime", default=None, help="export to this engine first")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--frames", type=int, default=900)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--view", default="depth", choices=[str(view) for view in View])
     parser.add_argument("--minutes", type=float, default=0, help="memory over a film of this length")

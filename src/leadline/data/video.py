@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import tempfile
 import threading
 import weakref
@@ -112,6 +113,7 @@ def read_film(path: Path, height: int, account: Account, start: int = 0) -> Gene
         if stream.codec_context is None:
             raise DataError("unknown codec", where=path, why="FFmpeg here cannot decode it", mend="convert it to H.264")
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = max(1, (os.cpu_count() or 1) - 1)  # one core is for what takes the frames
         account.expected, account.promise_is_exact = _promised(container, stream)
         rate = stream.average_rate or stream.guessed_rate
         account.rate, account.time_base = float(rate) if rate else None, stream.time_base

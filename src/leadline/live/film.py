@@ -21,6 +21,7 @@ from leadline.live.ahead import ahead
 from leadline.live.display import DisplayRange
 from leadline.live.film_files import FilmFiles, film_files
 from leadline.live.flicker import FlickerMeter
+from leadline.live.flow import one_thread
 from leadline.live.parts import UNFINISHED, Part, Parts, Row, account_note, key_of
 from leadline.live.temporal import Smoother, Smoothing
 from leadline.live.view import View, draw
@@ -311,7 +312,7 @@ def _make(
     """Run the pipeline to the film's end, or until it is stopped; the parts, of which the last may be unfinished."""
     done, count = list(done), work.start
     stream = ahead(work.finished(ahead(work.inferred(ahead(work.decoded())))))
-    with contextlib.closing(stream):
+    with one_thread(), contextlib.closing(stream):
         upcoming = next(stream, None)
         while upcoming is not None:
             whole = False

@@ -6,6 +6,7 @@ The flow is OpenCV's DIS (Kroeger et al., Fast Optical Flow using Dense Inverse 
 from __future__ import annotations
 
 import importlib.util
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import numpy as np
 from leadline.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from leadline.depth import Intrinsics
@@ -132,6 +135,22 @@ def _grid(height: int, width: int) -> NDArray[np.float32]:
     """(x, y) of each pixel, H x W x 2."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     return np.stack([x, y], axis=-1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenCV computes in the thread that calls it: steps that run side by side keep the cores busy without its own."""
+    if importlib.util.find_spec("cv2") is None:
+        yield
+        return
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def opencv() -> Any:
