@@ -568,4 +568,4 @@ def test_replacing_the_result_of_another_picture_is_said(tmp_path: Path) -> None
 
     assert "replaces" not in said("plain.jpg")
     assert "replaces" not in said("plain.jpg")
-    assert f"note: this replaces the earlier result of '{tmp_path / 'plain.jpg'}', another picture" in said("plain.png")
+    assert f"note: this replaces the earlier result of '{tmp_path / 'plain.jpg'}', another source" in said("plain.png")

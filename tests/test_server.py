@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from leadline.cli import serve
 from leadline.colors import colorize
 from leadline.depth import Depth, Intrinsics, Kind
 from leadline.errors import ConfigError
@@ -531,14 +533,24 @@ def start(*arguments: object, folder: Path) -> tuple[subprocess.Popen[str], str]
     return process, line.split()[2]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_link_with_the_token_is_for_terminals(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    serve._tell(SimpleNamespace(served={}), "http://127.0.0.1:1/", "correct-horse")  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert ("http://127.0.0.1:1/#token=Y29ycmVjdC1ob3JzZQ " in said) is terminal
+    assert ("the page asks for the token" in said) is not terminal
+
+
 def test_the_command_serves_and_stops_gracefully(folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text("correct-horse\n")
     process, address = start("--token-file", secret, folder=folder)
     try:
-        root, mark, behind = address.partition("#token=")
-        assert mark
-        assert behind == "Y29ycmVjdC1ob3JzZQ"
+        root = address
+        assert "#" not in address  # what is no terminal may be a log, which others read
         head = {"Authorization": "Bearer correct-horse", **HEAD}
         assert httpx.post(f"{root}v1/depth", content=jpeg(), headers=head, timeout=30).status_code == 200
         # a request that is under way when the signal comes is still answered
