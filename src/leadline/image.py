@@ -316,10 +316,11 @@ def _apply_taps(
 ) -> NDArray[np.float32]:
     shape = [1] * values.ndim
     shape[axis] = -1
+    taps = np.ascontiguousarray(weights.T)  # a weight beside the next one, for the processor's vectors
     out = values.take(index[:, 0], axis=axis)
-    out *= weights[:, 0].reshape(shape)
+    out *= taps[0].reshape(shape)
     for tap in range(1, index.shape[1]):
         term = values.take(index[:, tap], axis=axis)
-        term *= weights[:, tap].reshape(shape)
+        term *= taps[tap].reshape(shape)
         out += term
     return out
