@@ -148,7 +148,7 @@ def _stream(url: str, wait_s: float, stop: threading.Event) -> Generator[Shot]:
     av = pyav()
     options = {"protocol_whitelist": PROTOCOLS, "fflags": "nobuffer", "flags": "low_delay"}
     if url.lower().startswith("rtsp"):
-        options["rtsp_transport"] = "tcp"
+        options["rtsp_flags"] = "prefer_tcp"  # cameras behind firewalls; those that know UDP alone follow
     name = _without_password(url)
     try:
         with av.open(url, timeout=(wait_s, wait_s), options=options) as container:
