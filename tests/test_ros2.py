@@ -9,7 +9,7 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -132,7 +132,7 @@ class Publisher:
 
 
 class Node:
-    given: dict[str, Any] = {}  # noqa: RUF012  as from the command line
+    given: ClassVar[dict[str, Any]] = {}  # as from the command line
 
     def __init__(self, name: str) -> None:
         self.name, self.log = name, Logger()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -538,7 +539,8 @@ def test_the_link_with_the_token_is_for_terminals(
     terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
-    serve._tell(SimpleNamespace(served={}), "http://127.0.0.1:1/", "correct-horse")  # type: ignore[arg-type]
+    models: Any = SimpleNamespace(served={})
+    serve._tell(models, "http://127.0.0.1:1/", "correct-horse")
     said = capsys.readouterr().out
     assert ("http://127.0.0.1:1/#token=Y29ycmVjdC1ob3JzZQ " in said) is terminal
     assert ("the page asks for the token" in said) is not terminal

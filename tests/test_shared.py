@@ -9,6 +9,7 @@ import sys
 import threading
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,8 +138,8 @@ def test_the_command_shares_what_it_sees(tmp_path: Path, name: str, monkeypatch:
     seen: list[shared.Shared] = []
     write = Share.write
 
-    def looked(self: Share, *arguments: object) -> None:
-        write(self, *arguments)  # type: ignore[arg-type]
+    def looked(self: Share, *arguments: Any) -> None:
+        write(self, *arguments)
         seen.append(read(name))
 
     monkeypatch.setattr(Share, "write", looked)
