@@ -16,7 +16,7 @@ from torch import nn
 
 import tiny_models
 from leadline.checkpoint import load_checkpoint, save_checkpoint
-from leadline.compression import AnyStep, Place, latency_price, search
+from leadline.compression import AnyStep, Place, latency_price, resources
 from leadline.compression.channel_map import ChannelMap, channel_map
 from leadline.compression.graph import keep
 from leadline.compression.latency_price import LatencyPrice
@@ -328,7 +328,7 @@ def test_latency_is_priced_by_lines_through_the_table() -> None:
 def test_a_search_for_latency_reaches_it_and_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "Latency", Counting)
+    monkeypatch.setattr(resources, "Latency", Counting)
     monkeypatch.setattr(Counting, "measured", 0)
     monkeypatch.setattr(latency_price, "RENEWALS", 2)  # at iterations 1 and 4; the interruption falls between them
     source = tiny_models.cnn()
@@ -358,7 +358,7 @@ def test_a_search_for_latency_reaches_it_and_goes_on_bit_by_bit(
 
 
 def test_what_latency_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "Latency", Counting)
+    monkeypatch.setattr(resources, "Latency", Counting)
     with pytest.raises(ConfigError, match=r"target latency 0\.001 cannot be met"):
         step(targets={"latency": 0.001}).apply(tiny_models.cnn(), place(tmp_path))
 

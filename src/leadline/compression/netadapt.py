@@ -20,11 +20,9 @@ from leadline.compression.base import Place, Step
 from leadline.compression.channel_plan import Bar, draw_plan
 from leadline.compression.graph import groups
 from leadline.compression.judging import needed
-from leadline.compression.latency_table import LatencyTable, described
 from leadline.compression.netadapt_loop import Adaptation, Narrowing, Proposal, Rule, Schedule, Turn, ranked
-from leadline.compression.piece_timing import EngineTimer
 from leadline.compression.proposals import CHECKPOINT, Task, in_processes, in_this_process, on_ray, save, work
-from leadline.compression.resources import Latency, Macs, Resource, ResourceName, Weights, narrowed, shapes_of
+from leadline.compression.resources import Macs, Resource, ResourceName, Weights, latency_on, narrowed, shapes_of
 from leadline.compression.tuning import configured, tune
 from leadline.errors import ConfigError, DataError, closest, one_line
 from leadline.output import write_atomic
@@ -104,10 +102,7 @@ class NetAdapt(Step):
             return Macs(size)
         if self.resource == "weights":
             return Weights()
-        timer = EngineTimer(place.target.runtime, place.target.threads)
-        path = Path(self.table) if self.table else place.folder / "latency.sqlite"
-        place.say(f"latency on {described(timer.identity)} at {size[0]}x{size[1]}, table {path}")
-        return Latency(stack.enter_context(LatencyTable(path, timer)), timer, size)
+        return latency_on(place, size, self.table, stack)
 
     def _brief(self, iterations: int, turn: int) -> dict[str, Any]:
         """A training so short that warm-up, the fall of the rate and an average of weights would swallow it."""

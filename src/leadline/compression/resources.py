@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
 from leadline.compression.graph import keep
+from leadline.compression.latency_table import LatencyTable, described
+from leadline.compression.piece_timing import EngineTimer
 from leadline.evaluation.complexity import count_kernel_weights, count_macs
 
 if TYPE_CHECKING:
-    from leadline.compression.latency_table import LatencyTable
-    from leadline.compression.piece_timing import EngineTimer
+    from contextlib import ExitStack
+
+    from leadline.compression.base import Place
     from leadline.reference import LoadedModel
 
 ResourceName = Literal["latency", "macs", "weights"]
@@ -135,6 +139,24 @@ class Latency:
         """The first network's time and the table alone."""
         share = self._table.network(network.model, self._size) / self._table.network(first.model, self._size)
         return measured * share
+
+
+def latency_on(place: Place, size: tuple[int, int], table: str | None, stack: ExitStack) -> Latency:
+    """Latency on the engine of a step's target.
+
+    Args:
+        place: of the step.
+        size: (height, width) of the input, pixels.
+        table: file of measured pieces; in the step's folder where absent.
+        stack: closes it.
+
+    Raises:
+        UnavailableError: the engine is not installed.
+    """
+    timer = EngineTimer(place.target.runtime, place.target.threads)
+    path = Path(table) if table else place.folder / "latency.sqlite"
+    place.say(f"latency on {described(timer.identity)} at {size[0]}x{size[1]}, table {path}")
+    return Latency(stack.enter_context(LatencyTable(path, timer)), timer, size)
 
 
 def shapes_of(network: LoadedModel) -> LoadedModel:

@@ -21,12 +21,10 @@ from pydantic import Field, model_validator
 from leadline.compression.base import Place, Step
 from leadline.compression.graph import keep
 from leadline.compression.latency_price import LatencyPrice
-from leadline.compression.latency_table import LatencyTable, described
 from leadline.compression.maskable import exact_map, input_size
 from leadline.compression.masks import Masks
-from leadline.compression.piece_timing import EngineTimer
 from leadline.compression.pricing import Costs, Resource, Searched, Terms
-from leadline.compression.resources import Latency, narrowed, shapes_of
+from leadline.compression.resources import latency_on, narrowed, shapes_of
 from leadline.compression.tuning import configured, tune
 from leadline.errors import ConfigError, DataError
 from leadline.output import write_atomic
@@ -113,10 +111,7 @@ class SearchChannels(Step):
         if "latency" not in {**self.targets, **self.strengths}:
             return None
         size = place.target.size or input_size(source)
-        timer = EngineTimer(place.target.runtime, place.target.threads)
-        path = Path(self.table) if self.table else place.folder / "latency.sqlite"
-        place.say(f"latency on {described(timer.identity)} at {size[0]}x{size[1]}, table {path}")
-        resource = Latency(stack.enter_context(LatencyTable(path, timer)), timer, size)
+        resource = latency_on(place, size, self.table, stack)
         kept = place.folder / WHOLE
         if kept.is_file():  # measured before an interruption: measured again, all that follows would differ
             resource.refer(source, json.loads(kept.read_bytes())["ms"])
