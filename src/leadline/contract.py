@@ -158,14 +158,10 @@ class Contract(_Frozen):
         """H x W x 3 RGB in 0..255 (uint8 or float32) to 3 x H x W float32 in the network's value range."""
         order = (2, 1, 0) if self.input.channels == "bgr" else (0, 1, 2)
         out = np.empty((3, *pixels.shape[:2]), np.float32)
-        for target, source in enumerate(order):
-            plane = pixels[:, :, source]
-            if pixels.dtype == np.uint8:
-                np.take(self._tables[target], plane.view(np.uint8), out=out[target], mode="clip")
-            else:
-                gain, offset = self.affine[target]
-                np.multiply(plane, gain, out=out[target])
-                out[target] += offset
+        for plane, source, (gain, offset) in zip(out, order, self.affine, strict=True):
+            plane[...] = pixels[:, :, source]
+            plane *= gain
+            plane += offset
         return out
 
     @cached_property
@@ -173,11 +169,6 @@ class Contract(_Frozen):
         """Per input channel (gain, offset): input = gain * (0..255 value) + offset."""
         spec = self.input
         return tuple((spec.value_max / 255 / s, -m / s) for m, s in zip(spec.mean, spec.std, strict=True))
-
-    @cached_property
-    def _tables(self) -> list[NDArray[np.float32]]:
-        grey = np.arange(256, dtype=np.float64)
-        return [(grey * gain + offset).astype(np.float32) for gain, offset in self.affine]
 
     def restore(
         self,
