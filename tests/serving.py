@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 from PIL import Image
+from websockets.sync.client import connect
 
 from leadline.checkpoint import save_checkpoint
 from leadline.live.server.app import create_app
@@ -23,6 +26,8 @@ from leadline.live.server.models import Models
 from leadline.live.server.opening import wanted_models
 from leadline.live.server.running import Server, address_of, listen, server_for
 from tiny_models import cnn, exported
+
+HEAD = {"Content-Type": "image/jpeg"}
 
 
 def bundle(folder: Path) -> Path:
@@ -85,3 +90,20 @@ def running(models: Models, limits: Limits | None = None, access: Access | None 
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+def ask(server: Running, data: bytes | None = None, **query: object):
+    """The answer to a picture that is asked about."""
+    return server.client.post("v1/depth", content=jpeg() if data is None else data, params=query, headers=HEAD)
+
+
+def stream(server: Running, query: str = "", **options: object):
+    """A socket for frames."""
+    return connect(f"ws://127.0.0.1:{server.port}/v1/stream?{query}", **options)  # type: ignore[arg-type]
+
+
+def parsed(message: bytes | str) -> tuple[dict, bytes]:
+    """What a frame's answer says of itself, and its values or picture."""
+    assert isinstance(message, bytes), message
+    (length,) = struct.unpack_from("<I", message)
+    return json.loads(message[4 : 4 + length]), message[4 + length :]

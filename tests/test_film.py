@@ -34,7 +34,7 @@ from leadline.live.film import FilmOptions, FilmResult, predict_film
 from leadline.live.temporal import Smoothing
 from leadline.live.view import View, draw
 from leadline.output import output_lock
-from test_predict_cli import write_model
+from predicting import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -17,7 +17,7 @@ import pytest
 from leadline.contract import Camera, InputSpec
 from leadline.depth import Intrinsics, Kind
 from leadline.errors import DataError
-from test_predict_cli import write_model
+from predicting import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

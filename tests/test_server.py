@@ -1,4 +1,4 @@
-"""The server: what it answers, how it shares an engine, reloads, streams and stops."""
+"""The server: what it answers, reloads, says of itself, and how it stops."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import os
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,24 +22,19 @@ import numpy as np
 import pytest
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from leadline.cli import serve
 from leadline.colors import colorize
 from leadline.depth import Depth, Intrinsics, Kind
 from leadline.errors import ConfigError
 from leadline.live.server.answers import statistics
-from leadline.live.server.batching import Batching, EngineThread
 from leadline.live.server.guard import Access, default_hosts
 from leadline.live.server.limits import Limits
 from leadline.live.server.metrics import Counter, Histogram
 from leadline.live.server.opening import wanted_models
 from leadline.predictor import load
-from leadline.runtimes.base import Session
-from serving import Running, bundle, jpeg, opened, running
-from tiny_models import cnn, exported
-
-HEAD = {"Content-Type": "image/jpeg"}
+from serving import HEAD, Running, ask, bundle, jpeg, opened, parsed, running, stream
+from tiny_models import exported
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path) -> Iterator[Running]:
     with running(opened([f"tiny={folder}", f"fixed={folder}"])) as here:
         yield here
-
-
-def ask(server: Running, data: bytes | None = None, **query: object):
-    return server.client.post("v1/depth", content=jpeg() if data is None else data, params=query, headers=HEAD)
 
 
 @pytest.fixture(scope="module")
@@ -211,91 +200,6 @@ def test_metric_lines_by_hand() -> None:
     ]
 
 
-# ---- The engine's thread
-
-
-class Slow(Session):
-    """Adds one, slowly; remembers how many pictures came together."""
-
-    precision_ran = "fp32"
-
-    def __init__(self, seconds: float = 0.0, one_by_one: bool = False) -> None:
-        super().__init__("slow", cnn().contract)
-        self.seconds, self.batches, self._one_by_one, self.is_closed = seconds, [], one_by_one, False
-
-    def _infer(self, values: np.ndarray) -> np.ndarray:
-        time.sleep(self.seconds)
-        self.batches.append(len(values))
-        return values[:, :1] + 1
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-def inputs(count: int) -> list[np.ndarray]:
-    return [np.full((1, 3, 64, 96), index, np.float32) for index in range(count)]
-
-
-@pytest.mark.parametrize(("one_by_one", "most"), [(False, 4), (True, 1)])
-def test_waiting_pictures_are_joined_where_the_session_takes_them(one_by_one: bool, most: int) -> None:
-    session = Slow(0.02, one_by_one)
-    thread = EngineThread(session, Batching(0.2, 4), "slow")
-    futures = [thread.run(values) for values in inputs(6)]
-    outputs = [future.result(20).output for future in futures]
-    assert max(session.batches) == most
-    assert sum(session.batches) == 6
-    for index, output in enumerate(outputs):  # each got its own
-        np.testing.assert_array_equal(output, np.full((1, 1, 64, 96), index + 1, np.float32))
-    thread.close()
-
-
-def test_one_bad_picture_does_not_spoil_its_batch() -> None:
-    thread = EngineThread(Slow(), Batching(0.2, 3), "slow")
-    values = inputs(3)
-    values[1][:] = np.nan
-    good, bad, further = [thread.run(each) for each in values]
-    assert good.result(20).output.mean() == 1
-    assert further.result(20).output.mean() == 3
-    assert "NaN" in str(bad.exception(20))
-    thread.close()
-
-
-def test_a_cancelled_picture_never_runs_and_closing_comes_last() -> None:
-    session = Slow(0.1)
-    thread = EngineThread(session, Batching(), "slow")
-    first, second, third = [thread.run(values) for values in inputs(3)]
-    time.sleep(0.03)
-    assert second.cancel()
-    thread.close()
-    assert third.result(20).output.mean() == 3
-    assert first.done()
-    assert session.batches == [1, 1]
-    thread._thread.join(20)
-    assert session.is_closed
-
-
-# ---- Many at once
-
-
-def test_fifty_at_once_are_answered_or_told_to_come_again(folder: Path) -> None:
-    models = opened([f"tiny={folder}"])
-    session = next(iter(models.served["tiny"].engines.values())).thread.session
-    quick, infer = session._infer, time.sleep
-    session._infer = lambda values: (infer(0.05), quick(values))[1]  # type: ignore[method-assign]
-    with running(models, Limits(waiting=8)) as here, ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda seed: ask(here, jpeg(seed=seed), format="json"), range(50)))
-        statuses = [answer.status_code for answer in answers]
-        assert set(statuses) == {200, 503}
-        assert statuses.count(200) >= 8
-        for answer in answers:
-            if answer.status_code == 503:
-                assert int(answer.headers["retry-after"]) >= 1
-                assert "busy" in answer.json()["error"]
-        assert ask(here).status_code == 200  # and goes on
-        state = here.app.state.leadline
-        assert (state.waiting.taken, state.bodies.taken) == (0, 0)
-
-
 # ---- Reload
 
 
@@ -337,98 +241,6 @@ def swap(place: Path, new: Path, old: Path, copy: bool = False) -> None:
         os.utime(place / "manifest.json")
     else:
         new.rename(place)
-
-
-# ---- The stream
-
-
-def stream(server: Running, query: str = "", **options: object):
-    return connect(f"ws://127.0.0.1:{server.port}/v1/stream?{query}", **options)  # type: ignore[arg-type]
-
-
-def parsed(message: bytes | str) -> tuple[dict, bytes]:
-    assert isinstance(message, bytes), message
-    (length,) = struct.unpack_from("<I", message)
-    return json.loads(message[4 : 4 + length]), message[4 + length :]
-
-
-def test_a_stream_answers_with_raw_values_and_one_range(server: Running) -> None:
-    with stream(server, "model=tiny") as socket:
-        ranges = []
-        for number in range(4):
-            socket.send(jpeg(seed=7 * number))
-            facts, body = parsed(socket.recv(20))
-            values = np.frombuffer(body, "<f4").reshape(facts["height"], facts["width"])
-            assert facts["frame"] == number
-            assert facts["picture"] == {"height": 48, "width": 64}
-            assert facts["unit"] == "m"
-            assert facts["ms"]["network"] > 0
-            ranges.append((facts["lo"], facts["hi"], *np.percentile(values, (2, 98))))
-    steps = np.abs(np.diff([shown[0] for shown in ranges]))
-    own = np.abs(np.diff([shown[2] for shown in ranges]))
-    assert (steps <= 0.3 * own.max() + 1e-6).all()  # the shown range moves less than the frames' own
-
-
-def test_a_stream_drops_frames_rather_than_fall_behind(folder: Path) -> None:
-    models = opened([f"tiny={folder}"])
-    session = next(iter(models.served["tiny"].engines.values())).thread.session
-    quick = session._infer
-    session._infer = lambda values: (time.sleep(0.15), quick(values))[1]  # type: ignore[method-assign]
-    with running(models) as here, stream(here) as socket:
-        for seed in range(30):
-            socket.send(jpeg(seed=seed))
-            time.sleep(0.01)
-        last, answers = -1, 0
-        while last < 29:  # the newest frame is always answered
-            last = parsed(socket.recv(20))[0]["frame"]
-            answers += 1
-        assert answers < 15
-
-
-def test_a_stream_in_colours_made_steady(server: Running) -> None:
-    pytest.importorskip("cv2")
-    with stream(server, "format=color&smooth=true") as socket:
-        for seed in range(3):
-            socket.send(jpeg(64, 96, seed=seed))
-            facts, body = parsed(socket.recv(20))
-            with Image.open(io.BytesIO(body)) as image:
-                assert image.size == (facts["width"], facts["height"])
-
-
-def test_a_bad_frame_is_told_and_ten_end_the_stream(server: Running) -> None:
-    with stream(server) as socket:
-        socket.send(b"no picture")
-        assert "not a picture" in json.loads(socket.recv(20))["error"]
-        socket.send(jpeg())
-        assert parsed(socket.recv(20))[0]["frame"] == 1
-        for _ in range(10):
-            socket.send(b"junk")
-            assert "not a picture" in json.loads(socket.recv(20))["error"]
-        with pytest.raises(ConnectionClosed) as end:
-            socket.recv(20)
-        assert end.value.rcvd is not None
-        assert end.value.rcvd.code == 1008
-
-
-@pytest.mark.parametrize("query", ["model=none", "runtime=none"])
-def test_a_stream_of_an_unknown_model_ends_with_the_reason(server: Running, query: str) -> None:
-    with stream(server, query) as socket:
-        socket.send(jpeg())
-        assert "none" in json.loads(socket.recv(20))["error"]
-        with pytest.raises(ConnectionClosed):
-            socket.recv(20)
-
-
-def test_too_many_streams(folder: Path) -> None:
-    with running(opened([f"tiny={folder}"]), Limits(streams=1)) as here, stream(here) as first:
-        with stream(here) as second:
-            assert "too many streams" in json.loads(second.recv(20))["error"]
-            with pytest.raises(ConnectionClosed) as end:
-                second.recv(20)
-            assert end.value.rcvd is not None
-            assert end.value.rcvd.code == 1013
-        first.send(jpeg())
-        assert parsed(first.recv(20))[0]["frame"] == 0
 
 
 # ---- Against its own description

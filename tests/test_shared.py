@@ -19,8 +19,8 @@ from leadline.depth import Kind
 from leadline.errors import ConfigError, DataError, OutputError
 from leadline.live import shared
 from leadline.live.shared import Share, read
+from predicting import write_model
 from test_camera import camera
-from test_predict_cli import write_model
 
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -15,7 +15,7 @@ from leadline.mesh import mesh_bytes
 from leadline.occupancy import FREE, OCCUPIED, UNKNOWN, Slice, map_files, occupancy
 from leadline.point_cloud import pcd_bytes, ply_bytes
 from leadline.saving import output_paths, save
-from test_predict_cli import names, picture, predict, write_model
+from predicting import names, picture, predict, write_model
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,332 +1,39 @@
-"""The browser's bundle: the page's own arithmetic in Node, and the whole page in headless Chromium."""
+"""The browser's bundle: the whole page in headless Chromium."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
-import io
 import json
-import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from browser import Browser, Page
+from browser import Browser, Page, Serving
 from leadline.bundle import Bundle, load_bundle
-from leadline.colors import color_indices, display_range, palette
-from leadline.contract import Camera, Contract, InputSpec, OutputSpec
 from leadline.data.rendered import render
-from leadline.depth import Depth, Intrinsics, Kind
-from leadline.errors import ConfigError, UnavailableError
+from leadline.depth import Intrinsics
 from leadline.image import read_image
-from leadline.output import cache_folder
 from leadline.predictor import Predictor
 from leadline.reference import load_exportable
-from leadline.runtimes import web, web_npm
+from leadline.runtimes import web
 from leadline.runtimes.base import ExportOptions, SessionOptions
 from leadline.runtimes.export import export_bundle
-from tiny_models import cnn, exported
+from tiny_models import exported
 
 READY = "document.querySelector('#message').innerText === 'Ready.'"
 SHOWN = "!document.querySelector('#save-values').disabled"
-
-# ---- The page's arithmetic against ours, in Node.
-
-NODE = """
-import { readFileSync, writeFileSync } from 'node:fs';
-const [page, folder] = process.argv.slice(1);
-const { prepare, restore, sizeFor } = await import(`${page}/contract.js`);
-const { colorIndices, displayRange } = await import(`${page}/colors.js`);
-const { npy } = await import(`${page}/npy.js`);
-const floats = (name) => new Float32Array(new Uint8Array(readFileSync(`${folder}/${name}`)).buffer);
-const keep = (name, values) => writeFileSync(`${folder}/${name}`, new Uint8Array(values.buffer));
-const answers = JSON.parse(readFileSync(`${folder}/cases.json`)).map((the, i) => {
-  const { contract, height, width, degrees } = the;
-  const rgba = new Uint8ClampedArray(new Uint8Array(readFileSync(`${folder}/${i}.rgba`)).buffer);
-  const input = prepare(contract, rgba, height, width);
-  keep(`${i}.input`, input.data);
-  const map = floats(`${i}.map`);
-  const values = restore(contract, { data: map, dims: [1, 1, the.h, the.w] }, height, width, degrees);
-  writeFileSync(`${folder}/${i}.npy`, npy(values, height, width));
-  const kind = contract.output.kind;
-  const [lo, hi] = displayRange(floats(`${i}.values`), kind);
-  keep(`${i}.colors`, colorIndices(floats(`${i}.values`), kind, the.lo, the.hi));
-  return { size: sizeFor(contract, height, width), lo, hi };
-});
-writeFileSync(`${folder}/answers.json`, JSON.stringify(answers));
-"""
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CONTRACTS: dict[str, dict[str, Any]] = {
-    "shrunk-bilinear": {},
-    "shrunk-bicubic": {"interpolation": "bicubic", "mean": MEAN, "std": STD},
-    "plain-bilinear": {"antialias": False, "mean": MEAN, "std": STD},
-    "plain-bicubic-bgr": {"antialias": False, "interpolation": "bicubic", "channels": "bgr", "value_max": 255.0},
-    "nearest": {"interpolation": "nearest", "channels": "bgr"},
-    "whole-aspect": {"resize": "keep_aspect", "dynamic": True, "multiple_of": 14, "height": 42, "width": 56},
-    "largest-side": {"resize": "keep_aspect", "dynamic": True, "multiple_of": 32, "max_side": 128},
-}
-SIZES = ((131, 203), (40, 50), (64, 96), (9, 300), (1, 1))
-
-
-def _cases() -> Iterator[tuple[str, Contract, tuple[int, int], float | None]]:
-    kinds = list(Kind)
-    for number, (name, spec) in enumerate(CONTRACTS.items()):
-        for place, size in enumerate(SIZES):
-            kind = kinds[(number + place) % 4]
-            output = OutputSpec(kind=kind, align_corners=(number + place) % 2 == 1)
-            camera = Camera(fx_over_width=0.8, fy_over_height=1.1) if kind is Kind.METRIC_DEPTH else None
-            spec = {"height": 64, "width": 96, "camera": camera, **spec}
-            contract = Contract(name=name, input=InputSpec(**spec), output=output)
-            yield f"{name}-{size[0]}x{size[1]}-{kind}", contract, size, 75.0 if place % 2 else None
-
-
-@pytest.fixture(scope="module")
-def in_node(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the page's modules make of each case, and what they were given."""
-    if shutil.which("node") is None:
-        pytest.skip("no Node.js on this machine")
-    folder = tmp_path_factory.mktemp("node")
-    random = np.random.default_rng(0)
-    cases: list[dict[str, Any]] = []
-    given: list[tuple[str, dict[str, Any]]] = []
-    for number, (name, contract, size, degrees) in enumerate(_cases()):
-        pixels = random.integers(0, 256, (*size, 3), np.uint8)
-        h, w = contract.prepare(pixels).shape[2:]
-        output = random.normal(1, 1, (h, w)).astype(np.float32)
-        values = random.normal(1, 1, (50, 70)).astype(np.float32)
-        values[0, :3] = np.nan, np.inf, -1
-        opaque = np.concatenate([pixels, np.full((*size, 1), 255, np.uint8)], axis=2)
-        (folder / f"{number}.rgba").write_bytes(opaque.tobytes())
-        (folder / f"{number}.map").write_bytes(output.tobytes())
-        (folder / f"{number}.values").write_bytes(values.tobytes())
-        numbers = {"height": size[0], "width": size[1], "h": h, "w": w, "degrees": degrees, "lo": 0.2, "hi": 1.9}
-        cases.append({"contract": json.loads(contract.model_dump_json()), **numbers})
-        given.append((name, {"contract": contract, "pixels": pixels, "output": output, "values": values, **numbers}))
-    (folder / "cases.json").write_text(json.dumps(cases))
-    command = ["node", "--input-type=module", "-e", NODE, str(web.PAGE), str(folder)]
-    subprocess.run(command, check=True, timeout=120, capture_output=True)
-    answers = json.loads((folder / "answers.json").read_text())
-    return {
-        name: {**case, "answer": answer, "folder": folder, "number": number}
-        for number, ((name, case), answer) in enumerate(zip(given, answers, strict=True))
-    }
-
-
-CASES = [name for name, *_ in _cases()]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_page_prepares_as_the_contract_does(name: str, in_node: dict[str, dict[str, Any]]) -> None:
-    case = in_node[name]
-    ours = case["contract"].prepare(case["pixels"])
-    theirs = np.fromfile(case["folder"] / f"{case['number']}.input", np.float32)
-    assert case["answer"]["size"] == list(ours.shape[2:])
-    np.testing.assert_allclose(theirs.reshape(ours.shape), ours, rtol=0, atol=2e-6 * np.abs(ours).max())
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_page_restores_as_the_contract_does(name: str, in_node: dict[str, dict[str, Any]]) -> None:
-    case = in_node[name]
-    size, degrees = (case["height"], case["width"]), case["degrees"]
-    camera = Intrinsics.from_fov(degrees, *size) if degrees else None
-    ours = case["contract"].restore(case["output"], size, intrinsics=camera).values
-    theirs = np.load(case["folder"] / f"{case['number']}.npy")  # as the page's download writes it
-    assert theirs.dtype == np.float32
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-6 * np.abs(ours).max())
-
-
-@pytest.mark.parametrize("name", CASES[:4])
-def test_the_page_colours_as_we_do(name: str, in_node: dict[str, dict[str, Any]]) -> None:
-    case = in_node[name]
-    depth = Depth(case["values"], case["contract"].output.kind)
-    theirs = np.fromfile(case["folder"] / f"{case['number']}.colors", np.uint8).reshape(depth.shape)
-    np.testing.assert_array_equal(theirs, color_indices(depth, case["lo"], case["hi"]))
-    answer = case["answer"]
-    np.testing.assert_allclose((answer["lo"], answer["hi"]), display_range(depth), rtol=1e-5)
-
-
-def test_nan_is_told_and_not_shown() -> None:
-    if shutil.which("node") is None:
-        pytest.skip("no Node.js on this machine")
-    contract = Contract(name="x", input=InputSpec(height=2, width=2), output=OutputSpec(kind=Kind.METRIC_DEPTH))
-    script = (
-        "const { restore } = await import(`${process.argv[1]}/contract.js`);"
-        "const map = { data: new Float32Array([1, NaN, 2, 3]), dims: [1, 1, 2, 2] };"
-        "try { restore(JSON.parse(process.argv[2]), map, 4, 4); } catch (error) { console.log(error.message); }"
-    )
-    command = ["node", "--input-type=module", "-e", script, str(web.PAGE), contract.model_dump_json()]
-    told = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
-    assert told.strip() == "The network returned NaN or infinity."
-
-
-# ---- The bundle.
 
 
 @pytest.fixture(scope="module")
 def site() -> Bundle:
     return load_bundle(exported("cnn", "web", "fp32").folder)
-
-
-def test_the_folder_is_whole_and_nothing_in_it_is_from_elsewhere(site: Bundle) -> None:
-    names = {path.relative_to(site.folder).as_posix() for path in site.folder.rglob("*") if path.is_file()}
-    assert names == {*site.files, "manifest.json"}
-    assert {"index.html", "serve.py", "model.onnx", "network.json", "ort/LICENSE.txt"} <= names
-    assert {f"ort/{name}" for name in web_npm.FILES} <= names
-    assert not site.file("ort/ort.wasm.min.mjs").is_symlink()
-    network = json.loads(site.file("network.json").read_text())
-    assert network["palette"] == palette().tolist()
-    assert network["session"] == {}
-    total = sum(site.file(name).stat().st_size for name in site.files if name != "contract.json")
-    assert site.size_bytes == total > 40e6
-    for page in web.PAGE.iterdir():
-        assert "//" not in page.read_text().replace("http://localhost:", "").replace("// ", "")
-    assert site.details["onnxruntime_web"] == web_npm.VERSION
-
-
-def test_a_session_says_that_it_is_no_browser(site: Bundle) -> None:
-    assert web.NOTE in web.RUNTIME.open(site, SessionOptions()).notes
-
-
-def test_a_damaged_page_is_refused(site: Bundle, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(site.folder, tmp_path / "copy"))
-    (copy / "app.js").write_text("alert(1)")
-    with pytest.raises(Exception, match="differs from the manifest"):
-        load_bundle(copy)
-
-
-# ---- ONNX Runtime Web from npm.
-
-
-def _packed(*members: tuple[str, bytes, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        for name, data, kind in members:
-            member = tarfile.TarInfo(name)
-            member.type, member.size, member.linkname = kind, len(data), "/etc/passwd"
-            archive.addfile(member, io.BytesIO(data))
-    return stream.getvalue()
-
-
-@pytest.fixture
-def small_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, bytes]:
-    """A package of two small files that is pinned instead of the real one, an empty cache, and no npm settings."""
-    files = {"a.mjs": b"export {};", "b.wasm": b"\0asm"}
-    monkeypatch.setattr(web_npm, "FILES", {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
-    monkeypatch.setenv("LEADLINE_CACHE", str(tmp_path / "cache"))
-    return files
-
-
-def _pin(packed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = base64.b64encode(hashlib.sha512(packed).digest()).decode()
-    monkeypatch.setattr(web_npm, "INTEGRITY", f"sha512-{digest}")
-
-
-@pytest.fixture
-def npm_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    """A registry on this machine that answers each path with what the test puts there."""
-    answers: dict[str, bytes] = {}
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
-            data = answers.get(self.path)
-            self.send_response(200 if data is not None else 404)
-            self.end_headers()
-            self.wfile.write(data or b"")
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with _serving(Handler) as address:
-        monkeypatch.setenv("npm_config_registry", f"{address}/npm")
-        yield answers
-
-
-PATH = f"/npm/onnxruntime-web/-/onnxruntime-web-{web_npm.VERSION}.tgz"
-
-
-def test_the_engine_is_fetched_once(
-    small_package: dict[str, bytes], npm_registry: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    members = [(f"package/dist/{name}", data, tarfile.REGTYPE) for name, data in small_package.items()]
-    npm_registry[PATH] = _packed(("package/../../evil", b"x", tarfile.REGTYPE), *members)
-    _pin(npm_registry[PATH], monkeypatch)
-    assert web_npm.engine_files() == small_package
-    kept = cache_folder() / f"onnxruntime-web-{web_npm.VERSION}"
-    assert sorted(path.name for path in kept.rglob("*")) == ["a.mjs", "b.wasm"]
-    packed = npm_registry.pop(PATH)
-    assert web_npm.engine_files() == small_package  # without the registry
-    (kept / "a.mjs").write_bytes(b"import 'evil'")
-    with pytest.raises(UnavailableError, match="Not Found"):
-        web_npm.engine_files()
-    npm_registry[PATH] = packed
-    assert web_npm.engine_files() == small_package  # a damaged cache is mended
-
-
-@pytest.mark.usefixtures("small_package")
-def test_another_package_is_refused(npm_registry: dict[str, bytes]) -> None:
-    npm_registry[PATH] = _packed(("package/dist/a.mjs", b"evil", tarfile.REGTYPE))
-    with pytest.raises(UnavailableError, match="SHA-512 is not that"):
-        web_npm.engine_files()
-
-
-@pytest.mark.usefixtures("small_package")
-@pytest.mark.parametrize(
-    "packed",
-    [
-        _packed(("package/dist/a.mjs", b"export {};", tarfile.REGTYPE), ("package/dist/b.wasm", b"", tarfile.SYMTYPE)),
-        _packed(("package/dist/a.mjs", b"export {};", tarfile.REGTYPE), ("package/dist/b.wasm", b"", tarfile.LNKTYPE)),
-        _packed(("package/dist/a.mjs", b"export {};", tarfile.REGTYPE), ("b.wasm", b"\0asm", tarfile.REGTYPE)),
-        _packed(("package/dist/a.mjs", b"other", tarfile.REGTYPE), ("package/dist/b.wasm", b"\0asm", tarfile.REGTYPE)),
-        gzip.compress(b"no archive"),
-        b"no gzip",
-        _packed(("package/dist/a.mjs", b"export {};" * 9999, tarfile.REGTYPE))[:60],
-    ],
-    ids=["symlink", "hardlink", "other-folder", "other-bytes", "no-tar", "no-gzip", "cut"],
-)
-def test_a_hostile_package_is_not_unpacked(packed: bytes) -> None:
-    with pytest.raises(UnavailableError, match="package"):
-        web_npm.unpack(packed)
-
-
-@pytest.mark.usefixtures("small_package")
-def test_without_network_and_cache_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
-    with pytest.raises(UnavailableError, match="Connect this machine once"):
-        web.RUNTIME.export(cnn(), ExportOptions(), tmp_path)  # type: ignore[arg-type]
-    assert not list(tmp_path.glob("*.onnx"))  # before any work
-    monkeypatch.setenv("npm_config_registry", "file:///etc")
-    with pytest.raises(ConfigError, match="https"):
-        web_npm.engine_files()
-
-
-# ---- The page in a browser.
-
-
-class _serving:
-    """A handler of `http.server` on a free port of this machine; gives the address."""
-
-    def __init__(self, handler: Any) -> None:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-
-    def __enter__(self) -> str:
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def __exit__(self, *error: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -568,7 +275,7 @@ def test_a_plain_server_works_and_gets_isolated(browser: Browser, indoor: Bundle
             self.directory = served[0]
             return super().translate_path(path)
 
-    with _serving(Handler) as plain:
+    with Serving(Handler) as plain:
         page = browser.page(plain)
         page.wait(f"crossOriginIsolated && {READY}")
         _agree(_values(page, room, tmp_path / "saved"), indoor, room, 1e-4)
@@ -580,7 +287,7 @@ def test_a_plain_server_works_and_gets_isolated(browser: Browser, indoor: Bundle
 
 
 def test_a_page_without_isolation_says_one_thread(browser: Browser, indoor: Bundle) -> None:
-    with _serving(partial(_Quiet, directory=str(indoor.folder))) as plain:
+    with Serving(partial(_Quiet, directory=str(indoor.folder))) as plain:
         page = browser.page("about:blank")
         script = "Object.defineProperty(Navigator.prototype, 'serviceWorker', { get: () => undefined })"
         page.send("Page.addScriptToEvaluateOnNewDocument", source=script)
@@ -597,7 +304,7 @@ def test_an_incomplete_copy_of_the_folder_says_what_is_missing(browser: Browser,
         def translate_path(self, path: str) -> str:
             return super().translate_path(path.replace("model.onnx", "gone"))
 
-    with _serving(partial(Handler, directory=str(indoor.folder))) as plain:
+    with Serving(partial(Handler, directory=str(indoor.folder))) as plain:
         page = browser.page(plain)
         page.wait("document.querySelector('#message').innerText.includes('no model.onnx (status 404)')")
         assert page.run("document.querySelector('#message').getAttribute('role')") == "alert"
@@ -610,7 +317,7 @@ def test_each_precision_runs_in_the_browser(
     browser: Browser, name: str, precision: str, room: Path, tmp_path: Path
 ) -> None:
     bundle = exported(name, "web", precision)
-    with _serving(partial(_Quiet, directory=str(bundle.folder))) as plain:
+    with Serving(partial(_Quiet, directory=str(bundle.folder))) as plain:
         page = browser.page(plain)
         page.wait(READY)
         _agree(_values(page, room, tmp_path / "saved"), bundle, room, 0.05)
@@ -621,7 +328,7 @@ def test_webgpu_computes_the_same(site: Bundle, room: Path, tmp_path: Path) -> N
     """On a GPU that Chromium emulates: 25 s a picture for a real network, so a tiny one here."""
     with (
         Browser("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan") as opened,
-        _serving(partial(_Quiet, directory=str(site.folder))) as plain,
+        Serving(partial(_Quiet, directory=str(site.folder))) as plain,
     ):
         page = opened.page(plain)
         page.wait(READY)
