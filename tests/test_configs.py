@@ -19,6 +19,7 @@ KINDS = {  # of what each network predicts; a new configuration is named here
     "ablation": Kind.SCALED_DISPARITY,
     "distillation": Kind.RELATIVE_DISPARITY,
     "kitti-mono": Kind.SCALED_DISPARITY,
+    "kitti-odometry": Kind.SCALED_DISPARITY,
     "kitti-stereo": Kind.SCALED_DISPARITY,
     "leadline-s": Kind.RELATIVE_DISPARITY,
     "leadline-s-continued": Kind.RELATIVE_DISPARITY,

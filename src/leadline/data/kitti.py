@@ -12,6 +12,7 @@ import numpy as np
 
 from leadline.data.dataset import Dataset, Problem, Sample, split_options
 from leadline.data.lidar import Rule, homogeneous, matrix, project_sweep, read_calibration, read_sweep
+from leadline.data.oxts import car_motion, sensor_to_velodyne
 from leadline.data.units import check_intrinsics, check_metres
 from leadline.depth import Depth, Intrinsics
 from leadline.errors import DataError, closest
@@ -198,12 +199,29 @@ class Format(Dataset):
         return Sample(frame.name, image, None, self._camera(frame, (image.shape[0], image.shape[1])))
 
     def relative_pose(self, index: int, offset: Offset) -> NDArray[np.float64] | None:
-        """The other eye's place by calibration, exact metres; None along the drive, whose motion is not calibrated."""
-        frame = self._frames[index][0]
-        file = self.root / frame.date / "calib_cam_to_cam.txt"
-        if offset != "stereo" or not file.is_file():
+        """How a point moves from this camera to the neighbour's, 4 x 4, metres.
+
+        The other eye's place is that of the calibration; along the drive it is the car's own motion, as its GPS and
+        inertial sensors recorded it.
+
+        Returns:
+            None where the calibration or the record of either frame is missing.
+
+        Raises:
+            DataError: a calibration or a record is damaged.
+        """
+        frame, date = self._frames[index][0], self.root / self._frames[index][0].date
+        cameras = date / "calib_cam_to_cam.txt"
+        if not cameras.is_file():
             return None
-        return homogeneous(np.eye(3), eye_position(file, 5 - frame.camera) - eye_position(file, frame.camera))
+        if offset == "stereo":
+            return homogeneous(np.eye(3), eye_position(cameras, 5 - frame.camera) - eye_position(cameras, frame.camera))
+        motion = car_motion(self.root / frame.drive, frame.index, frame.index + int(offset))
+        sensor = sensor_to_velodyne(date)
+        if motion is None or sensor is None or not (date / "calib_velo_to_cam.txt").is_file():
+            return None
+        mounted = homogeneous(np.eye(3), eye_position(cameras, frame.camera)) @ velodyne_to_camera(date) @ sensor
+        return np.asarray(mounted @ motion @ np.linalg.inv(mounted))
 
     def _camera(self, frame: Frame, size: tuple[int, int]) -> Intrinsics | None:
         if self.intrinsics == "monodepth2":
@@ -257,12 +275,20 @@ def sweep_projection(date: Path, camera: int) -> tuple[tuple[int, int], NDArray[
     Raises:
         DataError: a calibration file or key is missing, or has another number of values.
     """
+    size, projection = read_camera(date / "calib_cam_to_cam.txt", camera)
+    return size, projection @ velodyne_to_camera(date)
+
+
+def velodyne_to_camera(date: Path) -> NDArray[np.float64]:
+    """From the velodyne's axes to those of the rectified camera 0, R_rect T_velo, 4 x 4, metres.
+
+    Raises:
+        DataError: as `sweep_projection`.
+    """
     cameras, sensor = date / "calib_cam_to_cam.txt", date / "calib_velo_to_cam.txt"
-    size, projection = read_camera(cameras, camera)
     rectify = homogeneous(matrix(read_calibration(cameras), "R_rect_00", (3, 3), cameras))
     velo = read_calibration(sensor)
-    to_camera = homogeneous(matrix(velo, "R", (3, 3), sensor), matrix(velo, "T", (1, 3), sensor)[0])
-    return size, projection @ rectify @ to_camera
+    return np.asarray(rectify @ homogeneous(matrix(velo, "R", (3, 3), sensor), matrix(velo, "T", (1, 3), sensor)[0]))
 
 
 def _improved(path: Path) -> NDArray[np.float32]:
