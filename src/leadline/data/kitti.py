@@ -279,6 +279,7 @@ def sweep_projection(date: Path, camera: int) -> tuple[tuple[int, int], NDArray[
     return size, projection @ velodyne_to_camera(date)
 
 
+@lru_cache(maxsize=64)
 def velodyne_to_camera(date: Path) -> NDArray[np.float64]:
     """From the velodyne's axes to those of the rectified camera 0, R_rect T_velo, 4 x 4, metres.
 
