@@ -219,3 +219,16 @@ def test_pieces_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     apart = run()
     torch.testing.assert_close(together[0], apart[0])
     torch.testing.assert_close(together[1], apart[1])
+
+
+def test_a_disparity_that_is_nan_is_a_loss_that_is_nan_and_not_the_end_of_the_process() -> None:
+    disparity = torch.rand(1, 1, 32, 64)
+    disparity[0, 0, 3, 4] = float("nan")
+    camera = torch.tensor([[[40.0, 0, 32], [0, 40, 16], [0, 0, 1]]])
+    motion = torch.eye(4)[None, None].clone()
+    motion[..., 0, 3] = 0.1
+    pictures = torch.rand(1, 1, 3, 32, 64), torch.rand(1, 3, 32, 64)
+    found = minimum_reprojection(
+        disparity.requires_grad_(), motion, camera, *pictures, None, ssim_weight=0.85, align_corners=False
+    )
+    assert torch.isnan(found.loss)

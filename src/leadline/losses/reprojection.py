@@ -185,12 +185,14 @@ def _sample(scene: _Scene, grid: Tensor, settings: _Settings) -> Tensor:
     flat = F.grid_sample(
         scene.sources.flatten(0, 1), grid.flatten(0, 1), "bilinear", "border", align_corners=settings.align_corners
     )
-    return flat.view_as(scene.sources)
+    # PyTorch reads NaN as the first pixel: the loss must say it.
+    return flat.view_as(scene.sources) * float("nan") if bool(grid.isnan().any()) else flat.view_as(scene.sources)
 
 
 def _sample_gradient(d_warped: Tensor, scene: _Scene, grid: Tensor, settings: _Settings) -> Tensor:
     bilinear, border = 0, 1
-    inputs = (d_warped.flatten(0, 1), scene.sources.flatten(0, 1), grid.flatten(0, 1))
+    where = grid.flatten(0, 1).nan_to_num(0.0)  # PyTorch's process ends where it is NaN
+    inputs = (d_warped.flatten(0, 1), scene.sources.flatten(0, 1), where)
     mask = [False, True]  # the pictures need no gradient
     _, d_grid = torch.ops.aten.grid_sampler_2d_backward(*inputs, bilinear, border, settings.align_corners, mask)
     return torch.as_tensor(d_grid).view_as(grid)
