@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -97,9 +98,9 @@ def ask(server: Running, data: bytes | None = None, **query: object):
     return server.client.post("v1/depth", content=jpeg() if data is None else data, params=query, headers=HEAD)
 
 
-def stream(server: Running, query: str = "", **options: object):
+def stream(server: Running, query: str = "", **options: Any):
     """A socket for frames."""
-    return connect(f"ws://127.0.0.1:{server.port}/v1/stream?{query}", **options)  # type: ignore[arg-type]
+    return connect(f"ws://127.0.0.1:{server.port}/v1/stream?{query}", **options)
 
 
 def parsed(message: bytes | str) -> tuple[dict, bytes]:

@@ -394,14 +394,14 @@ def test_the_command_serves_and_stops_gracefully(folder: Path, tmp_path: Path) -
         process.communicate()
 
 
-def test_stopping_ends_streams_and_gives_the_slow_a_limit(folder: Path) -> None:
+def test_stopping_ends_streams_and_gives_the_slow_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = opened([f"tiny={folder}"])
     session = next(iter(models.served["tiny"].engines.values())).thread.session
     quick = session._infer
     with running(models, Limits(stop_s=1.0)) as here, stream(here) as socket:
         socket.send(jpeg())
         assert parsed(socket.recv(20))[0]["frame"] == 0
-        session._infer = lambda values: (time.sleep(3), quick(values))[1]  # type: ignore[method-assign]
+        monkeypatch.setattr(session, "_infer", lambda values: (time.sleep(3), quick(values))[1])
         statuses: list[object] = []
 
         def ask_in_vain() -> None:

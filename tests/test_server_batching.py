@@ -84,11 +84,11 @@ def test_a_cancelled_picture_never_runs_and_closing_comes_last() -> None:
 # ---- Many at once
 
 
-def test_fifty_at_once_are_answered_or_told_to_come_again(folder: Path) -> None:
+def test_fifty_at_once_are_answered_or_told_to_come_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = opened([f"tiny={folder}"])
     session = next(iter(models.served["tiny"].engines.values())).thread.session
     quick, infer = session._infer, time.sleep
-    session._infer = lambda values: (infer(0.05), quick(values))[1]  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "_infer", lambda values: (infer(0.05), quick(values))[1])
     with running(models, Limits(waiting=8)) as here, ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(lambda seed: ask(here, jpeg(seed=seed), format="json"), range(50)))
         statuses = [answer.status_code for answer in answers]

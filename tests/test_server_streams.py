@@ -45,11 +45,11 @@ def test_a_stream_answers_with_raw_values_and_one_range(server: Running) -> None
     assert (steps <= 0.3 * own.max() + 1e-6).all()  # the shown range moves less than the frames' own
 
 
-def test_a_stream_drops_frames_rather_than_fall_behind(folder: Path) -> None:
+def test_a_stream_drops_frames_rather_than_fall_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = opened([f"tiny={folder}"])
     session = next(iter(models.served["tiny"].engines.values())).thread.session
     quick = session._infer
-    session._infer = lambda values: (time.sleep(0.15), quick(values))[1]  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "_infer", lambda values: (time.sleep(0.15), quick(values))[1])
     with running(models) as here, stream(here) as socket:
         for seed in range(30):
             socket.send(jpeg(seed=seed))

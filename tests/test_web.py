@@ -96,16 +96,17 @@ def _values(page: Page, picture: Path, folder: Path) -> np.ndarray:
     raise TimeoutError(f"no {saved.name} among {list(folder.iterdir())}")
 
 
-def _agree(theirs: np.ndarray, bundle: Bundle, picture: Path, limit: float) -> None:
+def _difference(theirs: np.ndarray, bundle: Bundle, picture: Path) -> float:
+    """From our own prediction: the largest, over our largest value, or what the correlation lacks, if that is more."""
     ours = Predictor(web.RUNTIME.open(bundle, SessionOptions())).predict(picture).values
     assert theirs.dtype == np.float32
     assert theirs.shape == ours.shape
-    assert np.abs(theirs - ours).max() / np.abs(ours).max() < limit
-    assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > 1 - limit
+    correlation = np.corrcoef(theirs.ravel(), ours.ravel())[0, 1]
+    return float(max(np.abs(theirs - ours).max() / np.abs(ours).max(), 1 - correlation))
 
 
 def test_the_page_predicts_what_we_predict(page: Page, indoor: Bundle, room: Path, tmp_path: Path) -> None:
-    _agree(_values(page, room, tmp_path / "saved"), indoor, room, 1e-4)
+    assert _difference(_values(page, room, tmp_path / "saved"), indoor, room) < 1e-4
     assert page.run("crossOriginIsolated") is True
     assert page.text("#about") == "depth in metres · fp32"
     assert page.text("#far").endswith(" m")
@@ -153,7 +154,7 @@ def test_bad_files_get_words_and_the_page_lives(page: Page, indoor: Bundle, room
         page.wait(f"document.querySelector('#message').innerText.includes({json.dumps(words)})")
         assert page.text("#message").startswith(name)
         assert page.run("document.querySelector('#message').getAttribute('role')") == "alert"
-    _agree(_values(page, room, tmp_path / "saved"), indoor, room, 1e-4)
+    assert _difference(_values(page, room, tmp_path / "saved"), indoor, room) < 1e-4
 
 
 def _huge_png() -> bytes:
@@ -278,7 +279,7 @@ def test_a_plain_server_works_and_gets_isolated(browser: Browser, indoor: Bundle
     with Serving(Handler) as plain:
         page = browser.page(plain)
         page.wait(f"crossOriginIsolated && {READY}")
-        _agree(_values(page, room, tmp_path / "saved"), indoor, room, 1e-4)
+        assert _difference(_values(page, room, tmp_path / "saved"), indoor, room) < 1e-4
         (tmp_path / "index.html").write_text("<p>another project")
         served[0] = str(tmp_path)  # whoever has this address next is left alone
         page.send("Page.navigate", url=f"{plain}/?again")
@@ -320,7 +321,7 @@ def test_each_precision_runs_in_the_browser(
     with Serving(partial(_Quiet, directory=str(bundle.folder))) as plain:
         page = browser.page(plain)
         page.wait(READY)
-        _agree(_values(page, room, tmp_path / "saved"), bundle, room, 0.05)
+        assert _difference(_values(page, room, tmp_path / "saved"), bundle, room) < 0.05
 
 
 @pytest.mark.slow
@@ -336,4 +337,4 @@ def test_webgpu_computes_the_same(site: Bundle, room: Path, tmp_path: Path) -> N
             pytest.skip("this Chromium emulates no GPU")
         page.run("e = document.querySelector('#engine'); e.value = 'webgpu'; e.dispatchEvent(new Event('change'))")
         page.wait("document.querySelector('#runs-on').innerText === 'WebGPU'")
-        _agree(_values(page, room, tmp_path / "saved"), site, room, 1e-3)
+        assert _difference(_values(page, room, tmp_path / "saved"), site, room) < 1e-3

@@ -66,10 +66,17 @@ def _cases() -> Iterator[tuple[str, Contract, tuple[int, int], float | None]]:
 
 
 @pytest.fixture(scope="module")
-def in_node(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the page's modules make of each case, and what they were given."""
-    if shutil.which("node") is None:
+def node() -> str:
+    """Node.js, which the package does not need and a machine may lack."""
+    found = shutil.which("node")
+    if found is None:
         pytest.skip("no Node.js on this machine")
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_node(node: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the page's modules make of each case, and what they were given."""
     folder = tmp_path_factory.mktemp("node")
     random = np.random.default_rng(0)
     cases: list[dict[str, Any]] = []
@@ -88,7 +95,7 @@ def in_node(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         cases.append({"contract": json.loads(contract.model_dump_json()), **numbers})
         given.append((name, {"contract": contract, "pixels": pixels, "output": output, "values": values, **numbers}))
     (folder / "cases.json").write_text(json.dumps(cases))
-    command = ["node", "--input-type=module", "-e", NODE, str(web.PAGE), str(folder)]
+    command = [node, "--input-type=module", "-e", NODE, str(web.PAGE), str(folder)]
     subprocess.run(command, check=True, timeout=120, capture_output=True)
     answers = json.loads((folder / "answers.json").read_text())
     return {
@@ -130,15 +137,13 @@ def test_the_page_colours_as_we_do(name: str, in_node: dict[str, dict[str, Any]]
     np.testing.assert_allclose((answer["lo"], answer["hi"]), display_range(depth), rtol=1e-5)
 
 
-def test_nan_is_told_and_not_shown() -> None:
-    if shutil.which("node") is None:
-        pytest.skip("no Node.js on this machine")
+def test_nan_is_told_and_not_shown(node: str) -> None:
     contract = Contract(name="x", input=InputSpec(height=2, width=2), output=OutputSpec(kind=Kind.METRIC_DEPTH))
     script = (
         "const { restore } = await import(`${process.argv[1]}/contract.js`);"
         "const map = { data: new Float32Array([1, NaN, 2, 3]), dims: [1, 1, 2, 2] };"
         "try { restore(JSON.parse(process.argv[2]), map, 4, 4); } catch (error) { console.log(error.message); }"
     )
-    command = ["node", "--input-type=module", "-e", script, str(web.PAGE), contract.model_dump_json()]
+    command = [node, "--input-type=module", "-e", script, str(web.PAGE), contract.model_dump_json()]
     told = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
     assert told.strip() == "The network returned NaN or infinity."

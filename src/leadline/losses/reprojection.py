@@ -9,6 +9,7 @@ gradient is computed on the spot, and nothing but the gradients of disparity and
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -91,6 +92,8 @@ class _MinimumReprojection(torch.autograd.Function):
             for scale in range(scales):
                 d = disparity[rows, scale]
                 grid, q = _grid(scene, d, settings)
+                loss = loss.masked_fill(grid.isnan().any(), math.nan)
+                grid.nan_to_num_(0.0)  # sampling takes NaN for a pixel, and its gradient ends the process on a CPU
                 warped = _sample(scene, grid, settings)
                 error, state = _error(warped, scene, settings.ssim_weight)
                 best, choice = error.min(1)
@@ -185,14 +188,12 @@ def _sample(scene: _Scene, grid: Tensor, settings: _Settings) -> Tensor:
     flat = F.grid_sample(
         scene.sources.flatten(0, 1), grid.flatten(0, 1), "bilinear", "border", align_corners=settings.align_corners
     )
-    # PyTorch reads NaN as the first pixel: the loss must say it.
-    return flat.view_as(scene.sources) * float("nan") if bool(grid.isnan().any()) else flat.view_as(scene.sources)
+    return flat.view_as(scene.sources)
 
 
 def _sample_gradient(d_warped: Tensor, scene: _Scene, grid: Tensor, settings: _Settings) -> Tensor:
     bilinear, border = 0, 1
-    where = grid.flatten(0, 1).nan_to_num(0.0)  # PyTorch's process ends where it is NaN
-    inputs = (d_warped.flatten(0, 1), scene.sources.flatten(0, 1), where)
+    inputs = (d_warped.flatten(0, 1), scene.sources.flatten(0, 1), grid.flatten(0, 1))
     mask = [False, True]  # the pictures need no gradient
     _, d_grid = torch.ops.aten.grid_sampler_2d_backward(*inputs, bilinear, border, settings.align_corners, mask)
     return torch.as_tensor(d_grid).view_as(grid)
