@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from leadline.cli import app
 from leadline.data.rendered import Camera, render_sequence
 from leadline.depth import Kind
 from leadline.errors import DataError, KindError
-from leadline.reference import LoadedModel
+from leadline.reference import LoadedModel, load_model
 from leadline.training.config import TrainConfig
 from leadline.training.plan import Plan, plan
 
@@ -202,9 +203,21 @@ def test_losses_that_need_frames_alone_get_them_from_any_sequence(tmp_path: Path
     assert stored["sources"][0]["frames"] == [-1, 1]
 
 
+def test_a_film_teaches_a_relative_network_as_one_of_scaled_disparity(place: Path, tmp_path: Path) -> None:
+    data = f"frames:{place / 'film.mp4'}?fov=80"
+    line = ("train", "--model", place / "relative", "--data", data, *BRIEF, "--out", tmp_path / "run")
+    assert "its relative_disparity is read as scaled_disparity, as frames know no shift" in invoke(*line).stderr
+    checkpoint = tmp_path / "run" / "checkpoint"
+    assert load_checkpoint(checkpoint).contract.output.kind is Kind.SCALED_DISPARITY
+    works_everywhere(checkpoint, place, tmp_path, "kitti-eigen")
+
+
 def test_frames_need_a_kind_with_geometry(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(KindError, match=r"self-supervision cannot start at .*lite-mono-tiny.*--teacher"):
-        chosen(tmp_path, place / "relative", f"{place / 'film.mp4'}?fov=80")
+    found, below = load_model(str(place / "relative")), tmp_path / "below"
+    output = found.contract.output.model_copy(update={"minimum": None})
+    save(below, replace(found, contract=found.contract.model_copy(update={"output": output})))
+    with pytest.raises(KindError, match=r"self-supervision cannot start at .*may be negative.*lite-mono-tiny"):
+        chosen(tmp_path, below, f"{place / 'film.mp4'}?fov=80")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from leadline.training.objectives.distillation import MedianCentred
 from leadline.training.objectives.self_supervised import Photometric, PoseOptions, Smoothness
 from leadline.training.objectives.supervised import GradientMatching, ScaleShiftInvariant
 from leadline.training.paths import refuse_data_folder
-from leadline.training.run import starting_point
+from leadline.training.run import read_for, starting_point
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +91,9 @@ def plan(config: TrainConfig, out: Path, teacher: str | None = None) -> Plan:
     if "objectives" in said:
         _check_given(config, lessons)
     else:
-        chosen["objectives"] = _objectives(config.model, start.contract.output.kind, lessons)
+        terms = _from_frames(lessons)
+        kind = read_for(terms, start).contract.output.kind
+        chosen["objectives"] = terms + _from_depth(config.model, kind, lessons)
     chosen |= _rates(config.model_copy(update=chosen), start)
     if teacher:
         chosen["training_data"] = [_origin(lesson, teacher) for lesson in lessons]
@@ -102,7 +104,11 @@ def plan(config: TrainConfig, out: Path, teacher: str | None = None) -> Plan:
         chosen["camera"], camera_said = common_camera(metric, skip_bad=config.skip_bad)
     config = config.model_copy(update={key: value for key, value in (chosen | begun).items() if key not in said})
     line = _said(config, start, lessons, chosen="learning_rate" not in said and not begun)
-    return Plan(config, start, f"{line}; {camera_said}" if camera_said else line, tuple(lessons))
+    read = read_for(config.objectives, start)
+    read_said = ""
+    if read is not start:
+        read_said = f"its {start.contract.output.kind} is read as {read.contract.output.kind}, as frames know no shift"
+    return Plan(config, read, "; ".join(filter(None, (line, read_said, camera_said))), tuple(lessons))
 
 
 def trained(model: str) -> bool:
@@ -144,16 +150,20 @@ def _check_given(config: TrainConfig, lessons: Sequence[Lesson]) -> None:
         raise KindError("losses in metres", where=", ".join(losses), why=why, mend="use --loss ssi --loss gradient=0.5")
 
 
-def _objectives(model: str, kind: Kind, lessons: Sequence[Lesson]) -> list[Term]:
-    """The losses that fit the network's kind and what there is to learn from."""
-    kinds = {lesson.kind for lesson in lessons if lesson.kind is not None}
+def _from_frames(lessons: Sequence[Lesson]) -> list[Term]:
+    """The losses of films and frames, none where there are none."""
     films = [lesson.source for lesson in lessons if lesson.source.frames]
-    _check_kinds(model, kind, kinds, films=bool(films))
+    if not films:
+        return []
+    eyes = all(offset == "stereo" for film in films for offset in film.frames)
+    return [Photometric(pose=PoseOptions(network="small"), poses="known" if eyes else "learned"), Smoothness()]
+
+
+def _from_depth(model: str, kind: Kind, lessons: Sequence[Lesson]) -> list[Term]:
+    """The losses that fit the network's kind and the depth that there is to learn from."""
+    kinds = {lesson.kind for lesson in lessons if lesson.kind is not None}
+    _check_kinds(model, kind, kinds, films=any(lesson.source.frames for lesson in lessons))
     terms: list[Term] = []
-    if films:
-        eyes = all(offset == "stereo" for film in films for offset in film.frames)
-        pose = PoseOptions(network="small")
-        terms += [Photometric(pose=pose, poses="known" if eyes else "learned"), Smoothness()]
     if kinds and kind is Kind.METRIC_DEPTH:
         terms += METRIC
         terms += [ScaleShiftInvariant(weight=0.3)] if len(kinds) > 1 else []
@@ -169,7 +179,8 @@ def _check_kinds(model: str, kind: Kind, kinds: set[Kind], *, films: bool) -> No
         why = "its unknown shift forbids a disparity"
         raise KindError("relative depth cannot be a target", why=why, mend="give metric depth or relative disparity")
     if films and kind not in (Kind.SCALED_DISPARITY, Kind.METRIC_DEPTH):
-        why = f"it predicts {kind}, whose unknown shift leaves no geometry to learn from frames"
+        shift = "which may be negative" if kind is Kind.RELATIVE_DISPARITY else "whose unknown shift leaves no geometry"
+        why = f"it predicts {kind}, {shift}"
         mend = "start at scaled disparity (lite-mono-tiny) or metres (random:leadline-s), or distil: --teacher REF"
         raise KindError("self-supervision cannot start at", where=model, why=why, mend=mend)
     if kinds and kind is Kind.METRIC_DEPTH and Kind.METRIC_DEPTH not in kinds:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline import __version__
 from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.data.dataset import Subset, open_dataset
+from leadline.depth import Kind
 from leadline.errors import ConfigError
 from leadline.manifest import manifest_kind
 from leadline.models.registry import architecture, parse_config, variants
@@ -16,7 +18,7 @@ from leadline.training.fit import Start, evaluating, fit
 from leadline.training.paths import refuse_data_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from leadline.training.config import TrainConfig
     from leadline.training.fit import Result
     from leadline.training.log import Progress
+    from leadline.training.objectives import Term
 
 FINETUNED = "-finetuned"
 
@@ -41,7 +44,7 @@ def run(
         config: the run.
         out: folder of the run; run again, it continues there.
         on_progress: called after each iteration.
-        start: what `starting_point(config)` gave, where it was asked before.
+        start: what `read_for(objectives, starting_point(config))` gave, where it was asked before.
 
     Returns:
         How the run ended, and the checkpoint's folder. An interrupted run has a checkpoint too; of several processes
@@ -54,7 +57,7 @@ def run(
     """
     card = _card(config)
     refuse_data_folder(config, out)
-    start = start or starting_point(config)
+    start = start or read_for(config.objectives, starting_point(config))
     validate = _validator(config) if config.validation else None
     result = fit(config, start, out, validate=validate, on_progress=on_progress)
     folder = out / "checkpoint"
@@ -122,6 +125,21 @@ def starting_point(config: TrainConfig) -> Start:
             raise ConfigError("no ImageNet weights", where=config.model, mend="set `imagenet: false`")
         load(start.model)
     return start
+
+
+def read_for(objectives: Sequence[Term], start: Start) -> Start:
+    """The start as these objectives read its values.
+
+    The geometry of frames knows a scale of disparity and no shift: where they teach, relative disparity of at least 0
+    is scaled disparity from here on, and training takes away what shift it has.
+    """
+    output = start.contract.output
+    if not any(objective.needs_frames for objective in objectives):
+        return start
+    if output.kind is not Kind.RELATIVE_DISPARITY or output.minimum is None or output.minimum < 0:
+        return start
+    scaled = output.model_copy(update={"kind": Kind.SCALED_DISPARITY})
+    return replace(start, contract=start.contract.model_copy(update={"output": scaled}))
 
 
 def _renamed(name: str, config: TrainConfig) -> str:
