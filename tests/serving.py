@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,3 +109,11 @@ def parsed(message: bytes | str) -> tuple[dict, bytes]:
     assert isinstance(message, bytes), message
     (length,) = struct.unpack_from("<I", message)
     return json.loads(message[4 : 4 + length]), message[4 + length :]
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    """Fail where it does not come to hold."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "still not"
+        time.sleep(0.02)
