@@ -160,6 +160,18 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(tmp_path: Path) -
     assert not (tmp_path / "run" / STATE).exists()
 
 
+def test_a_gradient_that_is_not_finite_updates_nothing(tmp_path: Path) -> None:
+    config = small(max_bad_batches=2, iterations=20)
+    start = starting_point(config)
+    weight = next(start.model.parameters())
+    before = weight.detach().clone()
+    weight.register_hook(lambda grad: torch.full_like(grad, torch.inf))
+    with pytest.raises(NumericalError, match="its gradient is not finite 'iteration 1'"):
+        fit(config, start, tmp_path / "run")
+    assert torch.equal(weight, before)
+    assert not (tmp_path / "run" / STATE).exists()
+
+
 class Broken(Dataset):
     """Six samples, of which two cannot be read."""
 
@@ -284,18 +296,6 @@ def test_configuration_faults_are_named(tmp_path: Path) -> None:
     path.write_text("!!python/object/apply:os.system ['true']\n")
     with pytest.raises(ConfigError, match="YAML"):
         load_config(path, {})
-
-
-def test_fast_depthwise_gradients_agree() -> None:
-    from leadline.training.depthwise import speed_up
-
-    for stride in (1, 2):
-        conv = torch.nn.Conv2d(6, 6, 5, stride, 2, groups=6, bias=False)
-        x = torch.randn(2, 6, 12, 10, requires_grad=True)
-        expected = torch.autograd.grad(conv(x).square().sum(), [x, conv.weight])
-        speed_up(conv)
-        found = torch.autograd.grad(conv(x).square().sum(), [x, conv.weight])
-        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True))
 
 
 def test_a_misspelt_key_is_one_line_on_the_command_line(tmp_path: Path) -> None:

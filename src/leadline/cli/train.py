@@ -28,7 +28,7 @@ OUT/checkpoint, is a model for every other verb."""
 
 EXAMPLES = (
     "leadline train --model leadline-s-indoor --data PAIRS --out runs/a",
-    "leadline train --model leadline-xs --data PHOTOS --teacher leadline-s-indoor --out runs/b",
+    "leadline train --model random:leadline-xs --data PHOTOS --teacher leadline-s-indoor --out runs/b",
     "leadline train --model lite-mono-tiny --data 'frames:FILM.mp4?fov=60' --out runs/c",
     "leadline train configs/leadline-s-indoor.yaml --out runs/d --iterations 4000 --set learning_rate=5e-4",
     "torchrun --standalone --nproc-per-node 2 -m leadline train configs/leadline-s-indoor.yaml --out runs/e",

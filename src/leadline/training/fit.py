@@ -106,7 +106,7 @@ def fit(
 
     Raises:
         DataError: `max_bad_batches` batches in a row hold nothing to learn from.
-        NumericalError: the loss was not finite `max_bad_batches` times in a row; the message names the samples.
+        NumericalError: loss or gradient was not finite `max_bad_batches` times in a row; the message names the samples.
         OutputError: another run holds `out`, or it cannot be written.
         ConfigError: the configuration contradicts the network, or the run that `out` holds.
         ProcessError: another process of the run ended.
@@ -142,7 +142,8 @@ def fit(
             if bad >= config.max_bad_batches:
                 why = f"{bad} batches in a row; the last held {', '.join(batch.names)}"
                 mend = f"the last good state is {out / STATE}; lower the learning rate or check these samples"
-                raise NumericalError("the loss is not finite", where=f"iteration {iteration}", why=why, mend=mend)
+                what = "the loss or its gradient is not finite"
+                raise NumericalError(what, where=f"iteration {iteration}", why=why, mend=mend)
             if learner.average is not None and not bad:
                 update(learner.average, learner.model, config.ema, iteration)
             done = iteration + 1

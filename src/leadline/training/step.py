@@ -24,7 +24,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def step(
     learner: Learner, batch: Batch, config: TrainConfig, *, kind: Kind, team: Team
 ) -> tuple[float, dict[str, float]]:
-    """Update once from this process's rows of a batch; a loss that is not finite updates nothing.
+    """Update once from this process's rows of a batch; a loss or a gradient that is not finite updates nothing.
 
     The pieces' and processes' terms are weighted by what they are means over (`Term.count`), and gradients are summed:
     the update is that of one process with the joined batch, to rounding. Exceptions, by nature: `joined` terms (silog,
@@ -62,7 +62,10 @@ def step(
         learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     team.sum_gradients(learner.parameters())
     learner.scaler.unscale_(learner.optimizer)
-    torch.nn.utils.clip_grad_norm_(learner.parameters(), config.clip)
+    norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), config.clip)
+    if not learner.scaler.is_enabled() and not bool(norm.isfinite()):  # with a scale, too large a one is expected
+        learner.optimizer.zero_grad(set_to_none=True)
+        return math.nan, terms
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     weights = [objective.weight for objective in config.objectives]
