@@ -238,6 +238,38 @@ def test_faults_are_one_line_and_leave_no_run(
     assert not (run / "checkpoint").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--data", "rendered"), "no model to train. Give --model REF"),
+        (("--model", "leadline-s", "--set", "augmentation.zoom=1.2"), "--set 'augmentation={zoom: 1.2}'"),
+        (("--model", "lite-mono-tiny", "--data", "frames:two?fov=60"), "sequence of at least 3 frames is needed"),
+        (("--model", "leadline-s", "--data", "nothing"), "no data 'nothing': the folder is empty"),
+    ],
+)
+def test_what_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing").mkdir()
+    invoke("data", "render", "--out", "pairs", "--count", 2, *SIZE, "--fov", 63)
+    shutil.copytree(tmp_path / "pairs" / "images", tmp_path / "two")
+    assert says in invoke("train", *words, "--out", "run", status=2).stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_that_nobody_labelled_are_left_out_and_counted(place: Path, tmp_path: Path) -> None:
+    store = tmp_path / "labels"
+    invoke("pseudo-label", place / "metric", place / "photos", "--out", store)
+    next((store / "labels").glob("*.png")).unlink()
+    line = ("train", "--model", place / "metric", "--data", f"pseudo:{place / 'photos'},{store}", *BRIEF)
+    said = invoke(*line, "--out", tmp_path / "run").stderr
+    assert "learns from labels of photos (metric_depth)" in said
+    assert "still rising when the run ends (warmup 100 of 2 iterations)" in said
+    assert "1 of 4 pictures without a label left out, the first: " in said
+    assert "goes on after 2 iterations" in invoke(*line, "--iterations", 3, "--out", tmp_path / "run").stderr
+
+
 def test_an_exported_file_is_no_start(place: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     invoke("export", place / "metric", "--runtime", "onnxruntime", *SIZE, "--out", bundle)

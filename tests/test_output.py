@@ -200,6 +200,12 @@ def test_second_run_fails_and_names_the_first_ones_process(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path):
+    with output_lock(tmp_path / "new"):
+        pass
+    assert names(tmp_path) == []
+
+
 def test_check_writable_leaves_nothing_behind(tmp_path):
     check_writable(tmp_path / "a" / "b")
     assert names(tmp_path) == []

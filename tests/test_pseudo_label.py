@@ -19,6 +19,8 @@ import tiny_datasets as tiny
 from leadline.checkpoint import save_checkpoint
 from leadline.cli import app
 from leadline.cli.pseudo_label import parse_shard
+from leadline.data.check import check
+from leadline.data.dataset import open_dataset
 from leadline.data.label_store import LabelStore
 from leadline.errors import ConfigError, DataError, OutputError
 from leadline.labelling import Job, label
@@ -107,6 +109,31 @@ def test_a_second_run_does_only_what_is_missing(
     assert store.path("a").stat().st_mtime_ns == before
     assert store.path("new").read_bytes() == store.path("below/d").read_bytes()
     assert not (out / "failed-1-of-1.json").exists()
+
+
+def test_labels_are_not_written_among_the_pictures(teacher: str, pictures: Path) -> None:
+    with pytest.raises(OutputError, match="it lies inside the data"):
+        label(Job(teacher, str(pictures)), pictures / "labels")
+    assert not (pictures / "labels").exists()
+
+
+def test_a_damaged_label_is_made_again_and_a_replaced_picture_is_found(
+    teacher: str, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    (pictures / "junk.jpg").unlink()
+    label(Job(teacher, str(pictures)), out)
+    path = LabelStore(out).path("b")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60] + b"?" + whole[61:])
+    summary = label(Job(teacher, str(pictures)), out)
+    assert [item.name for item in summary.items] == ["b"]
+    assert path.read_bytes() == whole
+    labelled = f"pseudo:{pictures},{out}"
+    assert check(open_dataset(labelled)).problems == []
+    tiny.picture(pictures / "b.png", 41, 50, 99)
+    (problem,) = check(open_dataset(labelled)).problems
+    assert (problem.item, problem.what, problem.fatal) == ("b", "the label was made for other pixels", False)
 
 
 def test_a_label_is_no_larger_than_the_network_says(teacher: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from leadline.cli import app
 from leadline.errors import ConfigError, OutputError
 from leadline.training.config import TrainConfig, load_config
 from leadline.training.paths import refuse_data_folder
+from tiny_models import exported
 
 WORDS = ["train", "--model", "random:leadline-s", "--data", "rendered:room,count=4,height=48,width=64", "--batch", "2"]
 WORDS += ["--size", "32,64", "--threads", "1"]
@@ -90,6 +91,13 @@ def test_a_run_is_not_written_into_its_data(tmp_path: Path, reference: str, insi
         refuse_data_folder(config, scenes / inside)
     refuse_data_folder(config, tmp_path / "scenes-run")
     refuse_data_folder(config, tmp_path)
+
+
+def test_a_run_is_not_written_into_an_export() -> None:
+    bundle = exported("cnn", "onnxruntime", "fp32").folder
+    config = TrainConfig.model_validate({"model": "m", "sources": [{"data": "rendered"}]})
+    with pytest.raises(OutputError, match="it is a bundle"):
+        refuse_data_folder(config, bundle)
 
 
 def test_the_command_refuses_its_data_folder_before_anything_is_written(tmp_path: Path) -> None:

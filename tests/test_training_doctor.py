@@ -120,6 +120,18 @@ def test_frames_of_another_scene() -> None:
     assert "do not match" in what(examine([clip_of(shifted(0), other, other.flip(-1))]))
 
 
+def test_photographs_of_different_places_are_no_film() -> None:
+    """Pictures with the spectrum of photographs (amplitude as 1 / frequency), which look alike to a correlation."""
+    fy, fx = torch.fft.fftfreq(H)[:, None], torch.fft.rfftfreq(W)
+    fall = 1 / torch.hypot(fy, fx).clamp(min=1 / W)
+    noise = torch.randn(9, 3, H, W, generator=torch.Generator().manual_seed(3))
+    places = torch.fft.irfft2(torch.fft.rfft2(noise) * fall, s=(H, W))
+    places = (places / places.std((1, 2, 3), keepdim=True) * 0.2 + 0.5).clamp(0, 1)
+    said = what(examine([clip_of(*places[k : k + 3]) for k in (0, 3, 6)]))
+    assert "do not match" in said
+    assert "moves too seldom" not in said
+
+
 @pytest.mark.parametrize(
     ("camera", "words"),
     [

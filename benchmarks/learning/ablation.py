@@ -1,6 +1,6 @@
 """The ablation of study C (SPEC.md 5): five networks at equal budget, what each change buys, beside what was published.
 
-    python benchmarks/learning/ablation.py --teacher runs/leadline-s/checkpoint --out runs/ablation
+    python benchmarks/learning/ablation.py --teacher leadline-s --out runs/ablation
 
 `configs/ablation.yaml` says what all five share; this file says how each differs. The teacher (any model reference that
 says disparity or depth) first labels the film into OUT/labels; then the five are trained in turn. The same command goes

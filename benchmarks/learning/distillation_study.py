@@ -1,6 +1,6 @@
 """Study A's distillation (SPEC.md 7.1): two students of one teacher at equal budget, and the mistake in its figures.
 
-    python benchmarks/learning/distillation_study.py --teacher runs/leadline-s/checkpoint --out runs/distillation
+    python benchmarks/learning/distillation_study.py --teacher leadline-s --out runs/distillation
 
 The students are a MobileNetV2 network and a reduced Depth Anything (192 wide, 4 blocks), both from random weights. The
 teacher labels the photos into OUT/labels; the last 200 photos are no training data. Three tables:

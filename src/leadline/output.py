@@ -157,7 +157,7 @@ def output_lock(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: another run holds it; the message names its process id.
     """
-    path = folder / LOCK_NAME
+    path, made = folder / LOCK_NAME, not folder.exists()
     descriptor = _locked_file(path)
     try:
         os.ftruncate(descriptor, 0)
@@ -167,6 +167,9 @@ def output_lock(folder: Path) -> Iterator[None]:
         if sys.platform != "win32":  # Windows does not remove an open file; the lock itself ends with the descriptor
             path.unlink(missing_ok=True)
         os.close(descriptor)
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # a run that ended before it wrote anything leaves no folder
 
 
 def check_writable(folder: Path) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MANY, LABELLERS = 64, 8  # pictures that are worth several labelling processes, and how many of those
 
+SHOWN = ("abs_rel", "rmse", "delta1")  # of a validation; log.csv has all its figures
+
 HELP = """Train a depth network, or go on with one: pictures with depth, pictures alone, films.
 
 Losses and rate follow the data and the start, and are said before training.
@@ -92,7 +94,14 @@ def command(
         key, equals, value = change.partition("=")
         if not equals:
             raise ConfigError("--set needs KEY=VALUE", where=change, mend="as in --set ema=0.99")
+        first, dot, rest = key.partition(".")
+        if dot:
+            mend = f"give the whole mapping: --set '{first}={{{rest}: {value}}}'"
+            raise ConfigError("--set reaches keys of the first level", where=change, mend=mend)
         flags[key] = yaml.safe_load(value)
+    if config is None and "model" not in flags:
+        mend = "give --model REF (`leadline models`): its weights are where training starts"
+        raise ConfigError("no model to train", mend=mend)
     settings = load_config(config, flags)
     check_writable(out)
     from leadline.training.plan import plan
@@ -228,6 +237,8 @@ class _Display:
         """Take in one iteration."""
         if self.quiet:
             return
+        if not self.seconds and step.iteration > 1:
+            self.console.print(f"goes on after {step.iteration - 1} iterations", highlight=False)
         keep = 0.95 if step.iteration > 1 and self.seconds else 0.0
         self.loss = keep * self.loss + (1 - keep) * step.loss
         self.seconds = keep * self.seconds + (1 - keep) * step.seconds / max(1 - step.waiting, 1e-3)
@@ -238,7 +249,7 @@ class _Display:
         if self.live is not None:
             self.live.update(self._table(step))
         elif step.iteration % 50 == 0 or step.iteration == step.iterations or step.validation:
-            figures = " ".join(f"{key} {value:.4g}" for key, value in step.validation.items())
+            figures = " ".join(f"{key} {step.validation[key]:.4g}" for key in SHOWN if key in step.validation)
             line = f"{step.iteration}/{step.iterations} loss {self.loss:.4f} {self.seconds:.2f} s/it {figures}"
             print(line, file=sys.stderr, flush=True)
 
@@ -252,5 +263,6 @@ class _Display:
         table.add_row("rate", f"{step.rate:.3f} of the peak")
         table.add_row("speed", f"{self.seconds:.2f} s/iteration, {self.waiting:.0%} of it waiting for data")
         if self.validation:
-            table.add_row("validation", "  ".join(f"{key} {value:.4g}" for key, value in self.validation.items()))
+            shown = (f"{key} {self.validation[key]:.4g}" for key in SHOWN if key in self.validation)
+            table.add_row("validation", "  ".join(shown))
         return table

@@ -82,6 +82,8 @@ def check(dataset: Dataset, limit: int | None = None, on_progress: Callable[[int
             report.problems.append(Problem(names[index], str(error), error.mend))
         else:
             _count(report, sample, dataset, statistics)
+            doubt = dataset.doubt(index, sample)
+            report.problems += [doubt] if doubt is not None else []
         if on_progress is not None:
             on_progress(index + 1, total)
     if statistics:

@@ -112,6 +112,10 @@ class Dataset(ABC):
         """
         return []
 
+    def doubt(self, index: int, sample: Sample) -> Problem | None:
+        """What speaks against a sample that was read without a fault, for `leadline data check`; None where nothing."""
+        return None
+
     def neighbour_name(self, index: int, offset: Offset) -> str | None:
         """Name of the frame `offset` steps away, found without decoding; None where there is none.
 
@@ -206,9 +210,12 @@ def _recognised(reference: str) -> str:
     if not path.exists():
         path = Path(reference.partition("?")[0])
     if not path.exists():
-        hint = closest(reference.partition(":")[0], FORMATS)
-        mend = hint if ":" in reference or hint.startswith("did you mean") else "check the path"
+        name, colon, _ = reference.partition(":")
+        hint = closest(name, FORMATS if colon else ["rendered"])  # the one format without a path
+        mend = hint if colon or hint.startswith("did you mean") else "check the path"
         raise DataError("cannot open the data set", where=reference, why="no such file or folder", mend=mend)
+    if path.is_dir() and not any(path.iterdir()):
+        raise DataError("no data", where=path, why="the folder is empty")
     for known in list(FORMATS)[1:]:  # the first is made, not found
         if _format(known).detect(path):
             return known

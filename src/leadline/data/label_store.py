@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +36,7 @@ INFO, LABELS, ENDING = "store.json", "labels", ".png"
 _KEYWORD = b"leadline\0"
 _HEADER = 8 + 25  # signature and IHDR; the facts are the next chunk
 MOST_FACTS = 4096  # bytes
+AGAIN = "delete it and run `leadline pseudo-label` again, which makes what is missing"
 
 
 class StoreInfo(BaseModel):
@@ -144,7 +146,9 @@ class LabelStore:
         if is_store(folder):
             store = cls(folder)
             ours, theirs = info.identity, store.info.identity
-            differing = [f"{key} {theirs[key]}, now {ours[key]}" for key in ours if ours[key] != theirs[key]]
+            differing = [
+                f"{key} {_short(theirs[key])}, now {_short(ours[key])}" for key in ours if ours[key] != theirs[key]
+            ]
             if differing:
                 why = f"its labels are {store.info.teacher_name}'s with {'; '.join(differing)}"
                 raise OutputError("not the same store", where=folder, why=why, mend="choose another --out")
@@ -174,11 +178,19 @@ class LabelStore:
         files = (path for path in root.rglob(f"[!.]*{ENDING}") if path.is_file())
         return sorted(path.relative_to(root).as_posix().removesuffix(ENDING) for path in files)
 
+    def intact(self) -> dict[str, Facts]:
+        """The labels whose facts can be read, by name; a damaged one counts as none, so that it is made again."""
+        found: dict[str, Facts] = {}
+        for name in self.names():
+            with suppress(ImageReadError):
+                found[name] = self.facts(name)
+        return found
+
     def pictures(self) -> dict[str, str]:
         """SHA-256 of every labelled picture and the first name that it has."""
         found: dict[str, str] = {}
-        for name in self.names():
-            found.setdefault(self.facts(name).picture, name)
+        for name, facts in self.intact().items():
+            found.setdefault(facts.picture, name)
         return found
 
     def facts(self, name: str) -> Facts:
@@ -196,12 +208,12 @@ class LabelStore:
             if not head.startswith(SIGNATURE) or head[-4:] != b"tEXt" or not body.startswith(_KEYWORD):
                 raise ImageReadError("not a label of a store", where=path, why="it carries no facts")
             if zlib.crc32(body[:-4], zlib.crc32(b"tEXt")) != struct.unpack(">I", body[-4:])[0]:
-                raise ImageReadError("damaged label", where=path, why="bad checksum of its facts")
+                raise ImageReadError("damaged label", where=path, why="bad checksum of its facts", mend=AGAIN)
             return Facts.model_validate_json(body[len(_KEYWORD) : -4])
         except OSError as error:
             raise ImageReadError("cannot read", where=path, why=error.strerror or str(error)) from error
         except ValidationError as error:
-            raise ImageReadError("damaged label", where=path, why=error.errors()[0]["msg"]) from error
+            raise ImageReadError("damaged label", where=path, why=error.errors()[0]["msg"], mend=AGAIN) from error
 
     def get(self, name: str, size: tuple[int, int] | None = None) -> Depth | None:
         """The label of a picture, in the store's kind; None where there is none.
@@ -219,7 +231,7 @@ class LabelStore:
         path, facts, kind = self.path(name), self.facts(name), self.info.kind
         codes = read_depth_png(path)
         if codes.dtype != np.uint16:
-            raise ImageReadError("damaged label", where=path, why="it has 8 bits")
+            raise ImageReadError("damaged label", where=path, why="it has 8 bits", mend=AGAIN)
         values = (codes * facts.scale + facts.offset).astype(np.float32)
         values[codes == 0] = np.nan if kind is Kind.RELATIVE_DISPARITY else 0.0
         depth = Depth(values, kind, source=str(path))
@@ -271,6 +283,10 @@ class LabelStore:
             OutputError: it cannot be written.
         """
         write_atomic(self.path(name), self.path(first).read_bytes())
+
+
+def _short(value: Any) -> Any:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def is_store(folder: Path) -> bool:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from leadline.data.dataset import Dataset, Problem, Sample, open_dataset
-from leadline.data.label_store import LabelStore, is_store
+from leadline.data.label_store import LabelStore, is_store, picture_hash
 from leadline.depth import Depth, Kind
 from leadline.errors import DataError, KindError
 from leadline.image import SUFFIXES, read_depth_png, read_image, resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from leadline.data.label_store import Facts
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class _Labelled:
     name: str
     picture: Callable[[], Sample]
     label: Callable[[tuple[int, int]], Depth]
+    facts: Callable[[], Facts] | None = None  # of a label store
 
 
 class Format(Dataset):
@@ -57,7 +60,7 @@ class Format(Dataset):
                 why = f"no name occurs in {folder} too"
                 raise DataError("no labelled pictures", where=pictures, why=why, mend="run `leadline pseudo-label`")
             mark = f"@{folder.name}" if len(folders) > 1 else ""
-            self.items += [_Labelled(item.name + mark, item.picture, item.label) for item in items]
+            self.items += [replace(item, name=item.name + mark) for item in items]
             self.alone += [name + mark for name in alone]
         self.name = Path(pictures).name
         self.source = f"{pictures} with labels of {', '.join(str(folder) for folder in folders)}"
@@ -98,6 +101,18 @@ class Format(Dataset):
         """Pictures without a label."""
         return [Problem(name, "no label", "run the teacher on it", fatal=False) for name in self.alone]
 
+    def doubt(self, index: int, sample: Sample) -> Problem | None:
+        """A picture of the labelled one's size whose pixels are others than those that were labelled."""
+        facts = self.items[index].facts
+        if facts is None:
+            return None
+        known, (height, width) = facts(), sample.image.shape[:2]
+        same_size = (height, width) == (known.picture_height, known.picture_width)
+        if not same_size or known.picture == picture_hash(sample.image):
+            return None
+        mend = "if it was replaced, delete its label and run the teacher again; a copy that was stored anew may stay"
+        return Problem(sample.name, "the label was made for other pixels", mend, fatal=False)
+
     def __getitem__(self, index: int) -> Sample:
         item = self.items[index]
         seen = item.picture()
@@ -119,7 +134,7 @@ def _of_store(pictures: str, store: LabelStore, split: str | None) -> tuple[list
                 raise DataError("the label has gone", where=store.path(name), mend="run `leadline pseudo-label` again")
             return depth
 
-        return _Labelled(name, lambda: dataset[index], label)
+        return _Labelled(name, lambda: dataset[index], label, lambda: store.facts(name))
 
     names = dataset.names()
     items = [labelled(index, name) for index, name in enumerate(names) if name in known]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from leadline import __version__
 from leadline.data.dataset import open_dataset
 from leadline.data.label_store import LabelStore, StoreInfo, picture_hash
+from leadline.data.places import refuse_among_data
 from leadline.errors import DataError
 from leadline.labelling.on_ray import on_ray
 from leadline.labelling.processes import in_processes, in_this_process
@@ -65,7 +66,7 @@ def label(
     on_start: Callable[[int, int], None] | None = None,
     on_item: Callable[[Item], None] | None = None,
 ) -> Summary:
-    """Run a teacher over every item of a shard that has no label yet; a bad item is recorded and the rest go on.
+    """Run a teacher over every item of a shard that has no whole label yet; a bad item is recorded, the rest go on.
 
     Equal pictures (pixel by pixel) are computed once, within this run and against what is in the store. Whatever was
     labelled before a kill stays, and the next run goes on from there.
@@ -82,17 +83,19 @@ def label(
     Raises:
         ModelReferenceError, DataError: the teacher or the data set cannot be opened.
         DataError: the store holds labels of other pictures under the same names.
-        OutputError: the store is another teacher's or cannot be written, or another run works on the same shard.
+        OutputError: `folder` lies in the data, or the store is another teacher's, or cannot be written, or another run
+            works on the same shard.
         UnavailableError: Ray is not installed.
     """
     number, shards = job.shard
+    refuse_among_data([job.data], folder, "labels")
     dataset = open_dataset(job.data, job.split, skip_bad=job.skip_bad)
     check_writable(folder)
     store = LabelStore.create(folder, describe(job))
     names = dataset.names()
     mine = range(number - 1, len(names), shards)
     with output_lock(folder / ".shards" / f"{number}-of-{shards}"):
-        labelled = set(store.names())
+        labelled = set(store.intact())
         done = [index for index in mine if names[index] in labelled]
         pending = [index for index in mine if names[index] not in labelled]
         _check_same_pictures(store, [(names[index], dataset[index]) for index in sorted({*done[:1], *done[-1:]})])

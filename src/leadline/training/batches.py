@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from leadline.contract import Contract
-    from leadline.data.dataset import Offset, Sample
+    from leadline.data.dataset import Dataset, Offset, Sample
     from leadline.depth import Intrinsics
     from leadline.training.config import TrainConfig
     from leadline.training.parts import Item
@@ -137,6 +137,7 @@ class Mix:
         }
         self.unpaired |= {name: "picture without label" for part in self.sources for name in part.unlabelled}
         self.notices = [notice for part in self.sources for notice in part.notices]
+        self.notices += [said for part in self.sources if (said := _unlabelled(part.dataset))]
         self.notices += [
             f"{problem.item}: {problem.what}"
             for part in self.sources
@@ -213,6 +214,14 @@ def _trusted(sample: Sample, limit: float | None) -> Sample:
 def _unmeasured(size: tuple[int, int], kind: Kind) -> Depth:
     """Depth of a picture that has frames alone: nothing is known anywhere."""
     return Depth(np.full(size, np.nan, np.float32), kind)
+
+
+def _unlabelled(dataset: Dataset) -> str:
+    """How many pictures of `pseudo:` nobody has labelled; nothing where all are, or for another format."""
+    left = [problem.item for problem in dataset.problems() if dataset.format == "pseudo" and not problem.fatal]
+    if not left:
+        return ""
+    return f"{len(left)} of {len(left) + len(dataset)} pictures without a label left out, the first: {left[0]}"
 
 
 def _common_frames(parts: list[Part]) -> tuple[Offset, ...]:

@@ -273,9 +273,10 @@ def _motion(clips: Sequence[Clip]) -> list[Finding]:
             shift, unmatched = motion_between(clip.image, clip.sources[:, k])
             moved += shift.tolist()
             lost += unmatched.tolist()
-    moving = _mean([shift >= STILL for shift in moved])
-    middle = float(torch.tensor(moved).median())
     found = []
+    found_again = [shift for shift, share in zip(moved, lost, strict=True) if share <= UNMATCHED]
+    moving = _mean([shift >= STILL for shift in found_again]) if found_again else 1.0
+    middle = float(torch.tensor(found_again).median()) if found_again else 0.0
     if moving == 0:
         figure, limit = f"median motion {middle:.2%} of the width", f"above {STILL:.1%}"
         mend = "use film of a moving camera; with a slow one, take frames further apart (`frames: [-3, 3]`)"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from leadline.data.dataset import FORMATS, open_dataset
 from leadline.data.label_store import LabelStore
+from leadline.data.places import PSEUDO
 from leadline.errors import DataError, LeadlineError
 from leadline.sources import VIDEO_SUFFIXES
 
@@ -82,7 +83,8 @@ def _lesson(
         dataset, sample = _first(source, skip_bad)
     if dataset is not None and (sample is None or sample.depth is not None):
         kind = dataset.kind if sample is None or sample.depth is None else sample.depth.kind
-        return Lesson(source, kind, f"depth of {short_name(source.data)} ({kind})")
+        what = "labels" if source.data.startswith(PSEUDO) else "depth"
+        return Lesson(source, kind, f"{what} of {short_name(source.data)} ({kind})")
     if teacher:
         words = f"labels of {teacher} for {short_name(source.data)} ({answer})"
         labelled = source.model_copy(update={"labels": str(store)})

@@ -40,7 +40,7 @@ class Progress:
 class Log:
     """One CSV row per iteration; rows beyond the resumed state are dropped."""
 
-    COLUMNS = ("iteration", "loss", "rate", "seconds", "waiting", "terms", "validation", "findings")
+    COLUMNS = ("iteration", "loss", "rate_factor", "seconds", "waiting", "terms", "validation", "findings")
 
     def __init__(self, path: Path, done: int) -> None:
         self.path = path

@@ -113,13 +113,17 @@ class Part:
 
     def _having_neighbours(self, indices: NDArray[np.intp], where: str) -> NDArray[np.intp]:
         if 0 in self.frames or len(set(self.frames)) < len(self.frames):
-            mend = 'use each of -1, 1, "stereo" at most once, as in frames: [-1, 1]'
+            mend = 'use whole numbers but 0, and "stereo", each at most once, as in frames: [-1, 1]'
             raise ConfigError("bad frames of a training source", where=where, why=f"{list(self.frames)}", mend=mend)
         kept = indices[np.isin(indices, self.dataset.with_neighbours(self.frames))]
         wanted = ", ".join(str(offset) for offset in self.frames)
         if not len(kept):
             why = f"none of {len(indices)} samples of format {self.dataset.format} has the neighbours {wanted}"
             mend = "use frames:FOLDER, frames:FILM, kitti-raw or a rendered sequence, or leave `frames` out"
+            steps = [offset for offset in self.frames if offset != "stereo"]
+            needed = 1 + max([0, *steps]) - min([0, *steps])
+            if self.dataset.format == "frames" and len(indices) < needed:
+                mend = f"a sequence of at least {needed} frames is needed"
             raise ConfigError("a training source has no sequences", where=where, why=why, mend=mend)
         if len(kept) < len(indices):
             left = len(indices) - len(kept)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leadline.data.dataset import FORMATS
+from leadline.data.places import PSEUDO, parts, refuse_among_data
 from leadline.errors import ConfigError, OutputError
+from leadline.manifest import manifest_kind
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from leadline.training.config import TrainConfig
-
-PSEUDO = "pseudo:"
 
 
 def located(config: TrainConfig, file: Path, given: Collection[str]) -> TrainConfig:
@@ -69,21 +68,19 @@ def located_path(path: str, file: Path) -> str:
 
 
 def refuse_data_folder(config: TrainConfig, out: Path) -> None:
-    """Refuse to write a run into the data that it reads.
+    """Refuse to write a run into the data that it reads, or into an export or a checkpoint.
 
     Raises:
-        OutputError: `out` is one of the run's data folders, or lies inside one.
+        OutputError: `out` is one of the run's data folders, or lies inside one; or it holds a bundle or a checkpoint.
     """
     references = [source.data for source in config.sources]
     references += [source.labels for source in config.sources if source.labels is not None]
     references += [config.validation.data] if config.validation is not None else []
-    place = out.resolve()
-    for reference in references:
-        for text in _paths(reference):
-            folder = Path(text).resolve()
-            if folder.exists() and place.is_relative_to(folder):
-                why = f"it {'is' if place == folder else 'lies inside'} the data {reference}"
-                raise OutputError("will not write a run into", where=out, why=why, mend="choose another --out")
+    refuse_among_data(references, out, "a run")
+    found = manifest_kind(out)
+    if found is not None:
+        why = f"it is a {found}, and its files would lie among the run's"
+        raise OutputError("will not write a run into", where=out, why=why, mend="choose another --out")
 
 
 def _bases(file: Path) -> tuple[Path, ...]:
@@ -91,28 +88,8 @@ def _bases(file: Path) -> tuple[Path, ...]:
     return Path(), above, above.parent
 
 
-def _parts(reference: str) -> tuple[str, str, str]:
-    """What stands before the path, the path, and what stands after: `kitti-raw:`, A, `?key=value`."""
-    name, colon, rest = reference.partition(":")
-    before, rest = (name + colon, rest) if colon and name in FORMATS else ("", reference)
-    if reference == "rendered" or before == "rendered:":
-        return reference, "", ""
-    if before == PSEUDO or Path(rest).exists():
-        return before, rest, ""
-    path, mark, options = rest.partition("?")
-    return before, path, mark + options
-
-
-def _paths(reference: str) -> list[str]:
-    before, path, _ = _parts(reference)
-    if before == PSEUDO:
-        pictures, *labels = path.split(",")
-        return [*_paths(pictures), *labels]
-    return [path] if path else []
-
-
 def _reference(text: str, bases: tuple[Path, ...]) -> str:
-    before, path, after = _parts(text)
+    before, path, after = parts(text)
     if not path or (not before and ":" in text):  # a format that is unknown: opening it says so
         return text
     if before == PSEUDO:  # its pictures are a reference of their own

@@ -222,6 +222,10 @@ def _said(config: TrainConfig, start: Start, lessons: Sequence[Lesson], *, chose
     ]
     rate = f"rate {config.learning_rate:g}"
     if chosen and trained(config.model):
-        rate += f", as the weights are trained (fresh ones: {TrainConfig.model_fields['learning_rate'].default:g})"
+        film = any(objective.needs_frames for objective in config.objectives)
+        fresh = VIDEO_RATE if film else TrainConfig.model_fields["learning_rate"].default
+        rate += f", as the weights are trained (fresh ones: {fresh:g})"
+    if config.iterations <= config.warmup:
+        rate += f", still rising when the run ends (warmup {config.warmup} of {config.iterations} iterations)"
     kind = start.contract.output.kind
     return f"{config.model} ({weights}, {kind}) learns from {', '.join(taught)}; loss {' + '.join(losses)}; {rate}"
