@@ -116,6 +116,15 @@ def test_a_student_as_large_as_its_teacher_becomes_its_copy():
     assert found.fresh == ()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 6])
+def test_fresh_relative_networks_are_alive(seed):
+    """Without a bias above 0 the last ReLU gives 0 everywhere for these seeds, three of the first eight."""
+    torch.manual_seed(seed)
+    student = depth_anything.build(depth_anything.VARIANTS["depth-anything-v2-mini"])
+    student(4 * torch.rand(2, 3, 112, 112) - 2).var().backward()
+    assert all(p.grad.abs().max() > 0 for p in student.depth_head.scratch.output_conv2.parameters())
+
+
 def test_truncation_takes_leading_slices():
     teacher = vit().model
     student = depth_anything.build(small(dim=16, head_width=16, mlp=(32,) * 4, features=4, out_channels=(4, 4, 4, 4)))

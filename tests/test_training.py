@@ -172,6 +172,17 @@ def test_a_gradient_that_is_not_finite_updates_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / STATE).exists()
 
 
+def test_a_network_that_says_nothing_stops_the_run(tmp_path: Path) -> None:
+    """A ReLU that gives 0 everywhere has no gradient: hours would teach it nothing."""
+    config = small(max_bad_batches=2, iterations=20, objectives=[{"loss": "ssi"}])
+    config = config.model_copy(update={"network": {"kind": "relative_disparity", "head": "relu"}})
+    start = starting_point(config)
+    with torch.no_grad():
+        start.model.get_parameter("decoder.conv6.1.bias").fill_(-100.0)
+    with pytest.raises(NumericalError, match="nothing is learned 'iteration 1'"):
+        fit(config, start, tmp_path / "run")
+
+
 class Broken(Dataset):
     """Six samples, of which two cannot be read."""
 

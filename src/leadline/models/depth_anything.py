@@ -205,6 +205,8 @@ class DptHead(nn.Module):
             ]
         )
         self.scratch = Scratch(config)
+        if self.max_depth is None:  # fresh weights would often give a ReLU nothing above 0, hence no gradient, for ever
+            nn.init.ones_(self.get_parameter("scratch.output_conv2.2.bias"))
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Four N x dim x h x w and the wanted (H, W) to N x 1 x H x W."""

@@ -106,7 +106,8 @@ def fit(
 
     Raises:
         DataError: `max_bad_batches` batches in a row hold nothing to learn from.
-        NumericalError: loss or gradient was not finite `max_bad_batches` times in a row; the message names the samples.
+        NumericalError: loss or gradient was not finite, or there was no gradient at all, `max_bad_batches` times in a
+            row; the message names the samples.
         OutputError: another run holds `out`, or it cannot be written.
         ConfigError: the configuration contradicts the network, or the run that `out` holds.
         ProcessError: another process of the run ended.
@@ -127,7 +128,7 @@ def fit(
             doctor = Attendance(mix.sources if not done else (), known=drift)
             write_atomic(out / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
             log = Log(out / LOG, done)
-        bad = empty = 0
+        bad = empty = idle = 0
         spent = lost = 0.0
         for iteration, batch, waited in _timed(mix, done, config.iterations, team):
             began = time.perf_counter()
@@ -137,13 +138,18 @@ def fit(
                 raise DataError("nothing to learn from", where=out, why=why, mend="run `leadline data check` on it")
             rate = learner.set_rates(config, iteration)
             torch.manual_seed((config.seed << 32) + iteration + (team.rank << 24))
-            loss, terms = step(learner, batch, config, kind=contract.output.kind, team=team)
+            loss, terms, norm = step(learner, batch, config, kind=contract.output.kind, team=team)
             bad = 0 if math.isfinite(loss) else bad + 1
             if bad >= config.max_bad_batches:
                 why = f"{bad} batches in a row; the last held {', '.join(batch.names)}"
                 mend = f"the last good state is {out / STATE}; lower the learning rate or check these samples"
                 what = "the loss or its gradient is not finite"
                 raise NumericalError(what, where=f"iteration {iteration}", why=why, mend=mend)
+            idle = idle + 1 if norm == 0 else 0
+            if idle >= config.max_bad_batches:
+                why = f"{idle} updates in a row had no gradient: what the network says does not depend on its weights"
+                mend = "start at trained weights or another `seed`, or choose a head that cannot die (softplus)"
+                raise NumericalError("nothing is learned", where=f"iteration {iteration}", why=why, mend=mend)
             if learner.average is not None and not bad:
                 update(learner.average, learner.model, config.ema, iteration)
             done = iteration + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def step(
-    learner: Learner, batch: Batch, config: TrainConfig, *, kind: Kind, team: Team
-) -> tuple[float, dict[str, float]]:
+class Update(NamedTuple):
+    """What an update was: the joined batch's loss, its terms with the objectives' notes, the gradient's norm."""
+
+    loss: float
+    terms: dict[str, float]
+    norm: float
+
+
+def step(learner: Learner, batch: Batch, config: TrainConfig, *, kind: Kind, team: Team) -> Update:
     """Update once from this process's rows of a batch; a loss or a gradient that is not finite updates nothing.
 
     The pieces' and processes' terms are weighted by what they are means over (`Term.count`), and gradients are summed:
@@ -40,7 +46,7 @@ def step(
         team: the processes of the run.
 
     Returns:
-        The loss of the joined batch, and its terms with the objectives' notes (this process's own).
+        The update; notes are this process's own. Loss and norm are NaN where nothing was updated.
     """
     pieces = cut(batch, config.accumulate)
     parts = shares(config.objectives, pieces, team)
@@ -48,28 +54,29 @@ def step(
     learner.optimizer.zero_grad(set_to_none=True)
     for piece, share in zip(pieces, parts, strict=True):
         seen = _look(learner, piece.to(team.device), config, kind)
-        loss, found = total_loss(config.objectives, seen, share, _everyone(seen, config, team))
+        total, found = total_loss(config.objectives, seen, share, _everyone(seen, config, team))
         if team.size > 1:  # every process must run backward through all that it ran forward: norms meet there too
-            loss = loss + 0.0 * sum(values.sum() for values in seen.outputs.maps)
+            total = total + 0.0 * sum(values.sum() for values in seen.outputs.maps)
         found = _of_all(found, config, team)
         for name, value in found.items():
             terms[name] = terms.get(name, 0.0) + value
         for name, value in seen.notes.items():
             terms[name] = terms.get(name, 0.0) + value / len(pieces)
-        if not math.isfinite(team.total([float(loss.detach())])[0]):
+        if not math.isfinite(team.total([float(total.detach())])[0]):
             learner.optimizer.zero_grad(set_to_none=True)
-            return math.nan, terms
-        learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            return Update(math.nan, terms, math.nan)
+        learner.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
     team.sum_gradients(learner.parameters())
     learner.scaler.unscale_(learner.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), config.clip)
     if not learner.scaler.is_enabled() and not bool(norm.isfinite()):  # with a scale, too large a one is expected
         learner.optimizer.zero_grad(set_to_none=True)
-        return math.nan, terms
+        return Update(math.nan, terms, math.nan)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     weights = [objective.weight for objective in config.objectives]
-    return sum(weight * value for weight, value in zip(weights, terms.values(), strict=False)), terms
+    loss = sum(weight * value for weight, value in zip(weights, terms.values(), strict=False))
+    return Update(loss, terms, float(norm))
 
 
 def _look(learner: Learner, piece: Batch, config: TrainConfig, kind: Kind) -> Seen:
