@@ -147,8 +147,10 @@ def fit(
                 raise NumericalError(what, where=f"iteration {iteration}", why=why, mend=mend)
             idle = idle + 1 if norm == 0 else 0
             if idle >= config.max_bad_batches:
-                why = f"{idle} updates in a row had no gradient: what the network says does not depend on its weights"
-                mend = "start at trained weights or another `seed`, or choose a head that cannot die (softplus)"
+                why = f"{idle} updates in a row had no gradient: the network says the same whatever its weights, or"
+                why += " nothing in the data asks for a change"
+                mend = "start at trained weights or another `seed`, choose a head that cannot die (softplus), and run"
+                mend += " `leadline data check`"
                 raise NumericalError("nothing is learned", where=f"iteration {iteration}", why=why, mend=mend)
             if learner.average is not None and not bad:
                 update(learner.average, learner.model, config.ema, iteration)
