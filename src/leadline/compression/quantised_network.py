@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from leadline.compression.folding import folds
 from leadline.compression.quantisers import ActivationGrid, BiasGrid, WeightGrid
-from leadline.compression.tracing import PREFIX, WEIGHTED, Traced, aten, unpacked, weight_of
+from leadline.compression.tracing import LONGER, PREFIX, WEIGHTED, Traced, aten, fetched, unpacked, weight_of
 from leadline.errors import UnavailableError
 from leadline.models.quantization import LEVELS, Activation, Channels, Quantization
 from leadline.runtimes.onnx_points import INPUT, made_of, reads
@@ -228,9 +228,7 @@ def _insert(graph: Graph, weights: dict[str, Channels], points: Sequence[Point],
     originals = {node: node.args for nodes in layers.values() for node in nodes}
     for number, name in enumerate(weights):
         for layer in layers.get(name, ()):
-            with graph.inserting_before(layer):
-                rounded = graph.call_module(f"weights.{number}", (layer.args[1],))
-            layer.update_arg(1, rounded)
+            _round_weight(graph, layer, f"weights.{number}")
         if name not in layers:
             raise UnavailableError("no place for a quantised weight", where=name, why="no traced layer has it")
     done: set[tuple[Node, str]] = set()
@@ -260,6 +258,17 @@ def _insert(graph: Graph, weights: dict[str, Channels], points: Sequence[Point],
                     layer.update_arg(0, rounded)
 
 
+def _round_weight(graph: Graph, layer: Node, target: str) -> None:
+    """Round the weight where it is fetched, in the parameter's own shape."""
+    reader, place = layer, 1
+    while isinstance(source := reader.args[place], Node) and source.target is LONGER:
+        reader, place = source, 0
+    if isinstance(source, Node) and source.op == "get_attr":  # else another layer that reads it came first
+        with graph.inserting_before(reader):
+            rounded = graph.call_module(target, (source,))
+        reader.update_arg(place, rounded)
+
+
 def _round_after(graph: Graph, node: Node, target: str) -> None:
     with graph.inserting_after(node):
         rounded = graph.call_module(target, (node,))
@@ -278,7 +287,7 @@ def _round_biases(traced: GraphModule) -> nn.ModuleDict:
     found = traced.biases = nn.ModuleDict()
     for node in list(traced.graph.nodes):
         if node.target in WEIGHTED and len(node.args) > 2 and isinstance(node.args[2], Node):
-            grids = [_grid_of(traced, node.args[place]) for place in (0, 1)]
+            grids = [_grid_of(traced, node.args[0]), _grid_of(traced, fetched(node.args[1]))]
             if isinstance(grids[0], ActivationGrid) and isinstance(grids[1], WeightGrid):
                 number = str(len(found))
                 found[number] = BiasGrid(grids[0], grids[1])

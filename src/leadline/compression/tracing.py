@@ -22,6 +22,7 @@ PREFIX = "model."  # of the network's own parameters in the graph
 # axis of output channels
 WEIGHTED: dict[Any, int] = {aten.conv2d.default: 0, aten.conv_transpose2d.input: 1, aten.linear.default: 0}
 NORM = aten.batch_norm.default
+LONGER = aten.unsqueeze.default  # the weight of a linear layer that a convolution takes
 
 
 class Everything(nn.Module):
@@ -99,4 +100,11 @@ def parameter(node: object) -> str | None:
 
 def weight_of(node: Node) -> str | None:
     """Name of the weight of a convolution or linear layer with a constant one; None for any other operation."""
-    return parameter(node.args[1]) if node.op == "call_function" and node.target in WEIGHTED else None
+    return parameter(fetched(node.args[1])) if node.op == "call_function" and node.target in WEIGHTED else None
+
+
+def fetched(weight: object) -> object:
+    """The node that fetches a layer's weight; a convolution's may be a linear layer's with sides of 1 behind it."""
+    while isinstance(weight, Node) and weight.target is LONGER:
+        weight = weight.args[0]
+    return weight

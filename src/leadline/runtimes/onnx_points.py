@@ -216,12 +216,16 @@ def check_all_stored(quantised: onnx.ModelProto, stored: Mapping[str, Any], *, w
 
 
 def _parameter(name: str, value: NDArray[np.float32], parameters: Parameters) -> str | None:
-    """The parameter that an initialiser holds: of the same name, else of the same values, perhaps transposed."""
+    """The parameter that an initialiser holds: of the same name, else of the same values.
+
+    It may lie transposed, and a linear layer's as the kernel of a 1 x 1 convolution.
+    """
     if name in parameters and parameters[name].shape == value.shape:
         return name
     for key, candidate in parameters.items():
-        if candidate.size == value.size and candidate.ndim == value.ndim:
-            for form in (candidate, candidate.T) if value.ndim == 2 else (candidate,):
+        if candidate.size == value.size:
+            forms = (candidate, candidate.T, candidate[..., None, None]) if candidate.ndim == 2 else (candidate,)
+            for form in forms:
                 if form.shape == value.shape and np.allclose(form, value, rtol=1e-5, atol=1e-9):
                     return key
     return None
