@@ -224,6 +224,19 @@ def test_processes_find_the_same(tmp_path: Path, pictures: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_ray_cluster_finds_the_same(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the data's path is relative to the folder that the command was started in."""
+    pytest.importorskip("ray", reason="needs leadline[ray]")
+    options = BRIEF | {"budget": 0.95, "iterations": 1}
+    monkeypatch.chdir(pictures.parent)
+    nearby = Path(pictures.name)
+    alone = adapted(options, placed(tmp_path / "alone", nearby))
+    several = adapted(options | {"ray": True}, placed(tmp_path / "several", nearby))
+    assert several.config == alone.config
+    assert (tmp_path / "several" / "history.json").read_text() == (tmp_path / "alone" / "history.json").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
 def test_latency_on_an_engine(engine: str, tmp_path: Path, pictures: Path) -> None:
     size = (128, 160)  # wide and large enough for channels to cost time
