@@ -19,15 +19,14 @@ from leadline.compression.tuning import tune
 from leadline.errors import (
     ConfigError,
     DataError,
-    LeadlineError,
     NumericalError,
     ProcessError,
-    UnavailableError,
     closest,
 )
 from leadline.evaluation.metrics import HIGHER_IS_BETTER
 from leadline.labelling.processes import end_with_parent
 from leadline.output import write_atomic
+from leadline.ray_cluster import cluster, result
 from leadline.reference import load_model
 
 if TYPE_CHECKING:
@@ -189,28 +188,17 @@ def on_ray(tasks: Sequence[Task], processes: int) -> Iterator[Outcome]:
         UnavailableError: Ray is not installed.
         ProcessError: a process died.
     """
-    try:
-        import ray
-    except ImportError as error:
-        mend = "install it: pip install 'leadline[ray]', or leave `ray` out"
-        raise UnavailableError("Ray is not installed", mend=mend) from error
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(include_dashboard=False, log_to_driver=False)
-    try:
+    with cluster("`ray`") as ray:
         remote = ray.remote(num_cpus=1)(_on_one_core)
         waiting = [remote.remote(task) for task in tasks]
         while waiting:
             (finished,), waiting = ray.wait(waiting, num_returns=1)
             try:
-                yield ray.get(finished)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, LeadlineError) else error from error
+                yield result(ray, finished)
+            except ray.exceptions.RayTaskError:
+                raise
             except ray.exceptions.RayError as error:
                 raise ProcessError("a process died", why=str(error), mend="run it again, it continues") from error
-    finally:
-        if started_here:
-            ray.shutdown()
 
 
 def _single_threaded() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadline.errors import DataError, LeadlineError, UnavailableError
+from leadline.errors import DataError
 from leadline.labelling.processes import pieces
 from leadline.labelling.teacher import Teacher
+from leadline.ray_cluster import cluster, result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,15 +25,7 @@ def on_ray(job: Job, store: LabelStore, pending: Sequence[int], names: Sequence[
         DataError: an actor died.
         OutputError: a label cannot be written.
     """
-    try:
-        import ray
-    except ImportError as error:
-        mend = "install it: pip install 'leadline[ray]', or leave --ray out"
-        raise UnavailableError("Ray is not installed", mend=mend) from error
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(include_dashboard=False, log_to_driver=False)
-    try:
+    with cluster("--ray") as ray:
         claims = ray.remote(num_cpus=0)(_SharedClaims).remote(store.pictures())
         worker = ray.remote(num_cpus=1)(_RayTeacher)
         count = min(processes if processes > 1 else int(ray.cluster_resources().get("CPU", 1)), len(pending))
@@ -45,17 +38,12 @@ def on_ray(job: Job, store: LabelStore, pending: Sequence[int], names: Sequence[
             (finished,), _ = ray.wait(list(busy), num_returns=1)
             teacher = busy.pop(finished)
             try:
-                yield from ray.get(finished)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, LeadlineError) else error from error
+                yield from result(ray, finished)
             except ray.exceptions.RayActorError as error:
                 mend = "run it again, it continues"
                 raise DataError("a labelling process died", where=job.data, why=str(error), mend=mend) from error
             if (piece := next(waiting, None)) is not None:
                 busy[teacher.label.remote(piece)] = teacher
-    finally:
-        if started_here:
-            ray.shutdown()
 
 
 class _SharedClaims:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 import leadline.errors
 from leadline.errors import LeadlineError, UnavailableError, one_line
+from leadline.ray_cluster import join
 from leadline.studies.farm import DeviceLostError
 from leadline.studies.farm_tasks import perform
 
@@ -74,25 +74,10 @@ class RayLink:
 
 
 def _joined(address: str | None) -> tuple[Any, bool]:
-    """Ray, connected to a cluster that exists, and whether that was done here; its own lines stay off the terminal."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of its own default
+    """Ray, connected to a cluster that exists, and whether that was done here."""
     try:
-        import ray
-    except ImportError as error:
-        mend = "install it: pip install 'leadline[ray]', or leave --on out"
-        raise UnavailableError("Ray is not installed", mend=mend) from error
-    if ray.is_initialized():
-        return ray, False
-    try:
-        ray.init(
-            address=address or os.environ.get("RAY_ADDRESS") or "auto",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        return join("--on", address or os.environ.get("RAY_ADDRESS") or "auto")
     except (ConnectionError, RuntimeError, ValueError) as error:
         why = one_line(error)
         mend = "start the head on this machine: ray start --head --port=6379"
         raise UnavailableError("no device farm", where=address, why=why, mend=mend) from error
-    return ray, True
