@@ -5,8 +5,7 @@ r"""NetAdapt on an engine: speed, accuracy after the long fine-tuning, predicted
 adapts the packaged indoor network on ONNX Runtime, learns from and decides on NYU's official training pictures (as
 `configs/leadline-s-indoor.yaml` parts them: 0 to 754 and 755 to 794), and scores on the official test pictures.
 `--runtime openvino` asks another engine, `--model` and `--train` another network. Stop it at any time (Ctrl-C): the
-same command goes on where it was, at the last finished proposal or the last saved state of a training. `--more 2000`
-adds a fine-tuning that follows the unchanged network beside the truth; what was found before is not done again.
+same command goes on where it was, at the last finished proposal or the last saved state of a training.
 
 On two cores about 4 core-hours: a tenth for the table of pieces (kept in OUT/latency.sqlite), 40 minutes for some 11
 turns (34 proposals each, judged on 40 pictures; 4 of them fine-tuned for 10 iterations, the chosen one for 40), and
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING
 from rows import said, started
 
 from leadline.compression import Judged, Target
-from leadline.compression.finetune import FineTune
 from leadline.compression.netadapt import PLAN, SUMMARY, NetAdapt
 from leadline.errors import LeadlineError
 from leadline.evaluation.machine import this_machine
@@ -54,7 +52,6 @@ def recipe(options: argparse.Namespace) -> Recipe:
         learning_rate=options.learning_rate,
         table=str(options.table or options.out / "latency.sqlite"),
     )
-    more = FineTune(iterations=options.more or 1, learning_rate=options.more_rate, teacher=options.model)
     judged = Judged(
         data=options.validation,
         split=options.split or None,
@@ -70,13 +67,13 @@ def recipe(options: argparse.Namespace) -> Recipe:
             data=options.score, split=options.score_split or None, protocol=options.protocol, limit=options.limit
         ),
         target=Target(runtime=options.runtime, threads=options.threads),
-        steps=[step, more] if options.more else [step],
+        steps=[step],
     )
 
 
 def report(outcome: Outcome) -> str:
     """Before and after, what was predicted, and where the plan is."""
-    before, *after = outcome.rows
+    before, after = outcome.rows
     for row in outcome.rows:
         if row.accuracy is None or row.latency is None:
             raise LeadlineError("no figures", where=row.made or row.model, why=row.reason)
@@ -90,7 +87,7 @@ def report(outcome: Outcome) -> str:
         f"| network | MACs, M | parameters, M | {' | '.join([*METRICS, change_of])} | ms | speed-up |",
         "|---" * (len(METRICS) + 6) + "|",
     ]
-    for name, row in zip(("before", "NetAdapt", "+ following it"), (before, *after), strict=False):
+    for name, row in (("before", before), ("NetAdapt", after)):
         assert row.accuracy is not None
         assert row.latency is not None
         assert row.macs is not None
@@ -105,7 +102,7 @@ def report(outcome: Outcome) -> str:
 
 def predictions(outcome: Outcome) -> list[str]:
     """The resource as predicted against what was measured, as shares of the first network's."""
-    folder = outcome.results[1].folder
+    folder = outcome.results[-1].folder
     says = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     assert outcome.rows[-1].latency is not None
     measured = outcome.rows[-1].latency.ratio if says["resource"] == "latency" else says["last"] / says["first"]
@@ -144,8 +141,6 @@ def main() -> None:
     parser.add_argument("--winner", type=int, default=40, help="iterations of the chosen proposal")
     parser.add_argument("--final", type=int, default=2000, help="iterations at the end")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--more", type=int, default=0, help="iterations that follow, the unchanged network as teacher")
-    parser.add_argument("--more-rate", type=float, default=1e-3, help="their learning rate")
     parser.add_argument("--table", type=Path, help="file of measured pieces; OUT/latency.sqlite where absent")
     parser.add_argument("--processes", type=int, default=1, help="proposals side by side")
     parser.add_argument("--runs", type=int, default=100, help="timed runs of each network at the end")
