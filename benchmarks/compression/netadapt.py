@@ -50,6 +50,8 @@ def recipe(options: argparse.Namespace) -> Recipe:
         winner_iterations=options.winner,
         final_iterations=options.final,
         learning_rate=options.learning_rate,
+        final_rate=options.final_rate,
+        teacher=options.teacher or None,
         table=str(options.table or options.out / "latency.sqlite"),
     )
     judged = Judged(
@@ -141,6 +143,8 @@ def main() -> None:
     parser.add_argument("--winner", type=int, default=40, help="iterations of the chosen proposal")
     parser.add_argument("--final", type=int, default=2000, help="iterations at the end")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--final-rate", type=float, default=None, help="learning rate of the end, where it differs")
+    parser.add_argument("--teacher", default="", help="model reference that the end follows beside the truth")
     parser.add_argument("--table", type=Path, help="file of measured pieces; OUT/latency.sqlite where absent")
     parser.add_argument("--processes", type=int, default=1, help="proposals side by side")
     parser.add_argument("--runs", type=int, default=100, help="timed runs of each network at the end")

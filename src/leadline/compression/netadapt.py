@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from leadline.compression.base import Place, Step
 from leadline.compression.channel_plan import Bar, draw_plan
+from leadline.compression.finetune import with_term
 from leadline.compression.graph import groups
 from leadline.compression.judging import needed
 from leadline.compression.netadapt_loop import Adaptation, Narrowing, Proposal, Rule, Schedule, Turn, ranked
@@ -69,6 +70,8 @@ class NetAdapt(Step):
     )
     final_iterations: Annotated[int, Field(ge=0)] = Field(default=1000, description="long fine-tuning at the end")
     learning_rate: float = Field(default=3e-4, gt=0, lt=10, description="peak rate of all of these")
+    final_rate: float | None = Field(default=None, gt=0, lt=10, description="of the long one, where it differs")
+    teacher: str | None = Field(default=None, description="model reference that the long fine-tuning follows, too")
     metric: str | None = Field(default=None, description="of the validation's protocol; delta1 where it has it")
     # a plain text: the file grows while the step runs, and what it holds decides nothing that the options do not
     table: str | None = Field(default=None, description="file of measured pieces; in the step's folder where absent")
@@ -111,7 +114,10 @@ class NetAdapt(Step):
 
     def _final(self, source: LoadedModel, place: Place) -> dict[str, Any]:
         warmup = min(configured(source, place, {}).warmup, self.final_iterations // 10)
-        says = {"warmup": warmup, "learning_rate": self.learning_rate, "seed": self.seed, "imagenet": False}
+        rate = self.final_rate or self.learning_rate
+        says: dict[str, Any] = {"warmup": warmup, "learning_rate": rate, "seed": self.seed, "imagenet": False}
+        if self.teacher is not None:
+            says |= with_term(source, place, {"loss": "teacher", "teacher": self.teacher})
         return {"iterations": self.final_iterations, **says}
 
     def _conclude(

@@ -159,6 +159,8 @@ class Adaptation(Generic[N]):
         ]
         reaching = sum(each.reached for each in narrowings)
         self._say(f"iteration {iteration}: below {target:.6g}; {reaching} of {len(narrowings)} groups reach it alone")
+        if self.schedule.reaching and reaching:
+            narrowings = [each for each in narrowings if each.reached]
         proposals = self.work.proposals(network, iteration, narrowings)
         best = selected(proposals, last, self.schedule.rule, reaching=self.schedule.reaching)
         best, network, resource = self.work.adopted(network, iteration, best)
