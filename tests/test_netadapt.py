@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import tiny_models
@@ -94,6 +95,16 @@ def test_ends_below_the_budget_and_loads_again(tmp_path: Path, pictures: Path) -
     turns = json.loads((tmp_path / "step" / "history.json").read_text())["turns"]
     left = {path.relative_to(tmp_path / "step").as_posix() for path in (tmp_path / "step").rglob("checkpoint")}
     assert left == {turn["source"] for turn in turns}
+
+
+def test_the_long_fine_tuning_follows_a_teacher_at_a_rate_of_its_own(tmp_path: Path, pictures: Path) -> None:
+    options = BRIEF | {"budget": 0.97, "iterations": 0, "groups": SOME[:1], "final_iterations": 1}
+    adapted(options | {"final_rate": 2e-3, "teacher": "leadline-xs-indoor"}, placed(tmp_path / "step", pictures))
+    kept = yaml.safe_load((tmp_path / "step" / "final" / "config.yaml").read_text())
+    assert kept["learning_rate"] == 2e-3
+    assert kept["objectives"][-1]["teacher"] == "leadline-xs-indoor"
+    lines = (tmp_path / "step" / "final" / "log.csv").read_text()
+    assert "teacher=" in lines
 
 
 def test_goes_on_after_a_kill_without_doing_again(

@@ -134,6 +134,21 @@ def test_reaching_keeps_lucky_trifles_out() -> None:
     assert selected([lucky], last, "ratio", reaching=True) is lucky
 
 
+def test_reaching_carries_out_only_what_may_win() -> None:
+    # a turn takes 20: a alone may give 24, b only 4
+    groups = {"a": (32, 1.0, 0.001), "b": (16, 0.5, 0.0)}
+    schedule = Schedule(budget=0.51, ratio=0.5, decay=1.0, max_iterations=1, reaching=True)
+    toy = Toy(groups)
+    run(toy, schedule)
+    assert {group for _, group, _ in toy.asked} == {"a"}
+    published = Toy(groups)
+    run(published, replace(schedule, reaching=False))
+    assert {group for _, group, _ in published.asked} == {"a", "b"}
+    neither = Toy({"a": (32, 1.0, 0.001), "b": (32, 1.0, 0.0)})  # a turn takes 32 of 64, either alone 24
+    run(neither, schedule)
+    assert {group for _, group, _ in neither.asked} == {"a", "b"}
+
+
 def test_small_terms_of_the_ratio_are_the_published_ones() -> None:
     # equal losses of 0: (0 + 1e-6) / (gain + 1e-5), so the larger gain wins even without any loss
     last = Turn(iteration=0, accuracy=0.5, resource=10.0)
