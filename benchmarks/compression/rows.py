@@ -61,6 +61,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--protocol", default="plain")
     parser.add_argument("--limit", type=int, default=None, help="at most so many pictures")
     parser.add_argument("--validation", default=None, help="data set that steps decide on, as DATA or DATA#SPLIT")
+    parser.add_argument("--first", type=int, default=0, help="index of its first picture that is used")
     parser.add_argument("--calibration", default=None, help="pictures for static INT8, as DATA or DATA#SPLIT")
     parser.add_argument("--train", default=None, help="training configuration (YAML) of the steps that train")
     parser.add_argument("--runs", type=int, default=60, help="timed runs of each row")
@@ -91,7 +92,7 @@ def recipe(options: argparse.Namespace, runtime: str, steps: Sequence[dict[str, 
             data, _, split = given.partition("#")
             values[name] = {"data": data, "split": split or None}
             if name == "validation":
-                values[name]["protocol"] = options.protocol
+                values[name] |= {"protocol": options.protocol, "first": options.first}
     if options.train is not None:
         values["train"] = yaml.safe_load(Path(options.train).read_text(encoding="utf-8"))
     return Recipe.model_validate(values)
