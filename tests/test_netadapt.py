@@ -19,8 +19,9 @@ from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.compression import netadapt, proposals
 from leadline.compression.base import Judged, Place, Target
 from leadline.compression.channel_plan import Bar, draw_plan
-from leadline.compression.graph import groups
-from leadline.compression.importance import scores
+from leadline.compression.graph import groups, keep
+from leadline.compression.importance import scores, strongest
+from leadline.compression.measure import scored
 from leadline.compression.netadapt import NetAdapt
 from leadline.compression.proposals import accuracy, narrow
 from leadline.data.rendered import render
@@ -105,6 +106,22 @@ def test_the_long_fine_tuning_follows_a_teacher_at_a_rate_of_its_own(tmp_path: P
     assert kept["objectives"][-1]["teacher"] == "leadline-xs-indoor"
     lines = (tmp_path / "step" / "final" / "log.csv").read_text()
     assert "teacher=" in lines
+
+
+@pytest.mark.parametrize("importance", ["taylor", "bn-scale"])
+def test_channels_stay_by_the_importance_asked_for(importance: Any, tmp_path: Path, pictures: Path) -> None:
+    options = BRIEF | {"budget": 0.97, "iterations": 0, "groups": SOME[:1], "importance": importance, "batches": 1}
+    place = placed(tmp_path / "step", pictures)
+    result = adapted(options, place)
+    source = tiny_models.cnn()
+    (group,) = [each for each in groups(source) if each.name == SOME[0]]
+    width = next(each.width for each in groups(result) if each.name == SOME[0])
+    values = scored(source, [group], place, importance, fallback="l2", batches=1)[SOME[0]]
+    expected = keep(source, {SOME[0]: strongest(group, values, width)})
+    state = result.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in expected.model.state_dict().items())
+    by_norm = narrow(source, SOME[0], width).model.state_dict()
+    assert any(not torch.equal(value, state[name]) for name, value in by_norm.items())
 
 
 def test_goes_on_after_a_kill_without_doing_again(

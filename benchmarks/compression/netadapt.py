@@ -45,6 +45,7 @@ def recipe(options: argparse.Namespace) -> Recipe:
         max_iterations=options.turns,
         rule=options.rule,
         reaching=not options.any_gain,
+        importance=options.importance,
         iterations=options.brief,
         shortlist=options.shortlist,
         winner_iterations=options.winner,
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20, help="at most")
     parser.add_argument("--rule", default="ratio", choices=["ratio", "accuracy"])
     parser.add_argument("--any-gain", action="store_true", help="as published: also groups that miss the target alone")
+    parser.add_argument("--importance", default="taylor", choices=["l1", "l2", "bn-scale", "taylor"])
     parser.add_argument("--brief", type=int, default=10, help="iterations of each proposal of the shortlist")
     parser.add_argument("--shortlist", type=int, default=4)
     parser.add_argument("--winner", type=int, default=40, help="iterations of the chosen proposal")

@@ -13,13 +13,12 @@ from pydantic import Field, model_validator
 
 from leadline.compression.base import Place, Step
 from leadline.compression.graph import groups, keep
-from leadline.compression.importance import Importance, scores, strongest
-from leadline.compression.measure import gradients, mean_activations
+from leadline.compression.importance import Importance, strongest
+from leadline.compression.measure import scored
 from leadline.compression.planning import Limits, between, by_macs, by_ratio, checked_plan, macs, table
 from leadline.compression.sensitivity import Sensitivity, per_layer_amounts
 from leadline.compression.tuning import tune
 from leadline.errors import ConfigError
-from leadline.runtimes.calibration import calibration_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,17 +122,9 @@ class PruneChannels(Step):
         return by_ratio(found, amounts, limits)
 
     def _scores(self, source: LoadedModel, found: list[Group], place: Place) -> dict[str, Tensor]:
-        evidence = None
-        if "activation" in (self.importance, self.fallback):
-            said = place.calibration
-            inputs = calibration_inputs(said.data, source.contract, None, said.count, seed=self.seed, split=said.split)
-            evidence = mean_activations(source, inputs)
-        elif "taylor" in (self.importance, self.fallback):
-            evidence = gradients(source, place, self.batches)
-        return {
-            group.name: scores(source, group, self.importance, evidence, fallback=self.fallback, seed=self.seed)
-            for group in found
-        }
+        return scored(
+            source, found, place, self.importance, fallback=self.fallback, batches=self.batches, seed=self.seed
+        )
 
 
 def _strongest(found: list[Group], values: dict[str, Tensor], widths: dict[str, int]) -> dict[str, tuple[int, ...]]:

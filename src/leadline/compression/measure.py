@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from leadline.compression.graph import per_channel, producer_rows, wiring_of
+from leadline.compression.importance import scores
 from leadline.compression.tuning import configured
 from leadline.errors import ConfigError, DataError, NumericalError
 from leadline.models.wiring import Part, size
+from leadline.runtimes.calibration import calibration_inputs
 from leadline.training.batches import Mix, ahead
 from leadline.training.learner import prepare
 from leadline.training.objectives import Seen, total_loss
@@ -25,8 +27,41 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from leadline.compression.base import Place
+    from leadline.compression.graph import Group
+    from leadline.compression.importance import Importance
     from leadline.models.wiring import Axis, Space, Wiring
     from leadline.reference import LoadedModel
+
+
+def scored(
+    source: LoadedModel,
+    found: Iterable[Group],
+    place: Place,
+    importance: Importance,
+    *,
+    fallback: Importance | None = None,
+    batches: int = 20,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """How much each channel of each group matters, with what the recipe's pictures show where importance asks for it.
+
+    Args:
+        source: stays as it is.
+        found: groups of it.
+        place: its calibration pictures for `activation`, its training data for `taylor`.
+        importance: see `scores`.
+        fallback: likewise.
+        batches: of training that `taylor` looks at.
+        seed: of `random`, and of the calibration pictures.
+    """
+    evidence = None
+    if "activation" in (importance, fallback):
+        said = place.calibration
+        inputs = calibration_inputs(said.data, source.contract, None, said.count, seed=seed, split=said.split)
+        evidence = mean_activations(source, inputs)
+    elif "taylor" in (importance, fallback):
+        evidence = gradients(source, place, batches)
+    return {group.name: scores(source, group, importance, evidence, fallback=fallback, seed=seed) for group in found}
 
 
 def mean_activations(source: LoadedModel, pictures: Iterable[NDArray[Any]]) -> dict[str, Tensor]:

@@ -21,8 +21,18 @@ from leadline.compression.channel_plan import Bar, draw_plan
 from leadline.compression.finetune import with_term
 from leadline.compression.graph import groups
 from leadline.compression.judging import needed
+from leadline.compression.measure import scored
 from leadline.compression.netadapt_loop import Adaptation, Narrowing, Proposal, Rule, Schedule, Turn, ranked
-from leadline.compression.proposals import CHECKPOINT, Task, in_processes, in_this_process, on_ray, save, work
+from leadline.compression.proposals import (
+    CHECKPOINT,
+    Task,
+    in_processes,
+    in_this_process,
+    on_ray,
+    save,
+    save_ranking,
+    work,
+)
 from leadline.compression.resources import Macs, Resource, ResourceName, Weights, latency_on, narrowed, shapes_of
 from leadline.compression.tuning import configured, tune
 from leadline.errors import ConfigError, DataError, closest, one_line
@@ -32,10 +42,11 @@ from leadline.reference import load_model
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from leadline.compression.importance import Importance
     from leadline.reference import LoadedModel
 
 HISTORY, SUMMARY, PLAN = "history.json", "summary.json", "plan"
-START = "start"
+START, RANKING = "start", "ranking.safetensors"
 
 
 class NetAdapt(Step):
@@ -61,6 +72,10 @@ class NetAdapt(Step):
     reaching: bool = Field(default=False, description="groups that miss the target alone only where all of them do")
     multiple: Annotated[int, Field(ge=1)] = Field(default=8, description="widths are multiples of so many channels")
     groups: tuple[str, ...] = Field(default=(), description="that may be narrowed; all where absent")
+    importance: Literal["l1", "l2", "bn-scale", "taylor"] = Field(
+        default="l2", description="which channels of a group stay; l2 is the published rule, taylor reads gradients"
+    )
+    batches: Annotated[int, Field(ge=1)] = Field(default=10, description="training batches of `taylor`, each turn")
     iterations: Annotated[int, Field(ge=0)] = Field(default=10, description="short fine-tuning of each proposal")
     shortlist: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="fine-tune only so many, the best ones before it; all where absent"
@@ -240,10 +255,11 @@ class _Networks:
         self, iteration: int, narrowings: Sequence[Narrowing], changes: dict[str, Any] | None, how: str
     ) -> list[Proposal]:
         before = self.place.folder / self.history[-1].source
+        ranking = self._ranking(iteration, before)
         tasks = {}
         for each in narrowings:
             folder = self._iteration(iteration) / each.group / how
-            tasks[folder] = (each, self._task(folder, before, each.group, each.width, changes))
+            tasks[folder] = (each, self._task(folder, before, each.group, each.width, changes, ranking))
         if not tasks:
             return []
         many = self.place.processes > 1 and len(tasks) > 1
@@ -262,7 +278,31 @@ class _Networks:
             )
         return [found[folder] for folder in tasks if folder in found]
 
-    def _task(self, folder: Path, network: Path, group: str, width: int, changes: dict[str, Any] | None) -> Task:
+    def _ranking(self, iteration: int, network: Path) -> Path | None:
+        """The file of scores that a turn's channels are chosen by; None for the joint L2 norm of the weights."""
+        importance = self.options.importance
+        if importance == "l2":
+            return None
+        path = self._iteration(iteration) / RANKING
+        if not path.is_file():
+            before = load_model(str(network))
+            fallback: Importance | None = "l2" if importance == "bn-scale" else None
+            values = scored(
+                before, groups(before), self.place, importance, fallback=fallback, batches=self.options.batches
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_ranking(values, path)
+        return path.resolve()
+
+    def _task(
+        self,
+        folder: Path,
+        network: Path,
+        group: str,
+        width: int,
+        changes: dict[str, Any] | None,
+        ranking: Path | None = None,
+    ) -> Task:
         validation = needed(self.place)
         fidelity = validation.protocol.startswith("fidelity")
         single = {"threads": 1} if self.options.ray or self.place.processes > 1 else {}
@@ -277,6 +317,7 @@ class _Networks:
             target=self.place.target.model_copy(update=single),
             metric=self.options.metric,
             reference=str((self.place.folder / START / CHECKPOINT).resolve()) if fidelity else None,
+            ranking=ranking,
         )
 
     def _iteration(self, number: int) -> Path:

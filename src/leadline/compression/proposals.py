@@ -30,7 +30,9 @@ from leadline.ray_cluster import cluster, result
 from leadline.reference import load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import Tensor
 
     from leadline.evaluation.evaluate import Evaluation
     from leadline.reference import LoadedModel
@@ -54,6 +56,7 @@ class Task:
         target: the recipe's.
         metric: that decides; None takes the first of METRICS that there is.
         reference: model that counts as truth under `fidelity`.
+        ranking: file of `save_ranking`, by which channels are chosen; joint L2 norms where absent.
     """
 
     folder: Path
@@ -66,6 +69,7 @@ class Task:
     target: Target
     metric: str | None = None
     reference: str | None = None
+    ranking: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def work(task: Task, say: Callable[[str], None] = lambda line: None) -> Outcome:
         return _outcome(task.folder)
     network = load_model(str(task.network))
     if task.group:
-        network = narrow(network, task.group, task.width)
+        network = narrow(network, task.group, task.width, task.ranking)
     place = Place(task.folder, task.train, task.validation, target=task.target, say=say)
     try:
         if task.changes is not None:
@@ -102,8 +106,8 @@ def work(task: Task, say: Callable[[str], None] = lambda line: None) -> Outcome:
     return _outcome(task.folder)
 
 
-def narrow(network: LoadedModel, group: str, width: int) -> LoadedModel:
-    """Keep the channels of a group with the largest joint L2 norm.
+def narrow(network: LoadedModel, group: str, width: int, ranking: Path | None = None) -> LoadedModel:
+    """Keep the channels of a group that matter most: by a file of scores, else those with the largest joint L2 norm.
 
     Raises:
         ConfigError: there is no such group, or it has not so many channels.
@@ -111,8 +115,21 @@ def narrow(network: LoadedModel, group: str, width: int) -> LoadedModel:
     known = {each.name: each for each in groups(network)}
     if group not in known:
         raise ConfigError("no such group of channels", where=group, mend=closest(group, known))
-    values = scores(network, known[group], "l2")
+    values = scores(network, known[group]) if ranking is None else _read_ranking(ranking)[group]
     return keep(network, {group: strongest(known[group], values, width)})
+
+
+def save_ranking(values: Mapping[str, Tensor], path: Path) -> None:
+    """Write the scores of every group's channels for the proposals of a turn."""
+    from safetensors.torch import save as serialised
+
+    write_atomic(path, serialised(dict(values)))
+
+
+def _read_ranking(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
 
 
 def save(network: LoadedModel, folder: Path) -> None:
