@@ -24,6 +24,8 @@ from leadline.compression.importance import scores, strongest
 from leadline.compression.measure import scored
 from leadline.compression.netadapt import NetAdapt
 from leadline.compression.proposals import accuracy, narrow
+from leadline.compression.recalibrate import pictures as recalibration
+from leadline.compression.recalibrate import recalibrated
 from leadline.data.rendered import render
 from leadline.errors import ConfigError
 from leadline.evaluation.complexity import count_kernel_weights, count_macs
@@ -122,6 +124,18 @@ def test_channels_stay_by_the_importance_asked_for(importance: Any, tmp_path: Pa
     assert all(torch.equal(value, state[name]) for name, value in expected.model.state_dict().items())
     by_norm = narrow(source, SOME[0], width).model.state_dict()
     assert any(not torch.equal(value, state[name]) for name, value in by_norm.items())
+
+
+def test_narrowed_networks_take_new_statistics(tmp_path: Path, pictures: Path) -> None:
+    options = BRIEF | {"budget": 0.97, "iterations": 0, "groups": SOME[:1], "recalibrate": 2}
+    place = placed(tmp_path / "step", pictures)
+    result = adapted(options, place)
+    source = tiny_models.cnn()
+    width = next(each.width for each in groups(result) if each.name == SOME[0])
+    expected = recalibrated(narrow(source, SOME[0], width), recalibration(source, place, 2)).model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in result.model.state_dict().items())
+    with pytest.raises(ConfigError, match="no batch norm"):
+        NetAdapt(**options | {"groups": ()}).apply(tiny_models.vit(), placed(tmp_path / "vit", pictures))
 
 
 def test_goes_on_after_a_kill_without_doing_again(

@@ -46,6 +46,7 @@ def recipe(options: argparse.Namespace) -> Recipe:
         rule=options.rule,
         reaching=not options.any_gain,
         importance=options.importance,
+        recalibrate=options.recalibrate,
         iterations=options.brief,
         shortlist=options.shortlist,
         winner_iterations=options.winner,
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--rule", default="ratio", choices=["ratio", "accuracy"])
     parser.add_argument("--any-gain", action="store_true", help="as published: also groups that miss the target alone")
     parser.add_argument("--importance", default="taylor", choices=["l1", "l2", "bn-scale", "taylor"])
+    parser.add_argument("--recalibrate", type=int, default=6, help="batches of new statistics for each proposal")
     parser.add_argument("--brief", type=int, default=10, help="iterations of each proposal of the shortlist")
     parser.add_argument("--shortlist", type=int, default=4)
     parser.add_argument("--winner", type=int, default=40, help="iterations of the chosen proposal")

@@ -15,6 +15,7 @@ from leadline.compression.netadapt import NetAdapt
 from leadline.compression.pqk import PQK
 from leadline.compression.qat import QuantisationAwareTraining
 from leadline.compression.quantize import Quantize
+from leadline.compression.recalibrate import Recalibrate
 from leadline.compression.sampling import SearchConfigs
 from leadline.compression.search import SearchChannels
 
@@ -29,6 +30,7 @@ AnyStep = Annotated[
     | PruneMagnitude
     | QuantisationAwareTraining
     | Quantize
+    | Recalibrate
     | SearchChannels
     | SearchConfigs,
     Field(discriminator="step"),

@@ -30,9 +30,11 @@ from leadline.compression.proposals import (
     in_this_process,
     on_ray,
     save,
+    save_pictures,
     save_ranking,
     work,
 )
+from leadline.compression.recalibrate import norms_of, pictures
 from leadline.compression.resources import Macs, Resource, ResourceName, Weights, latency_on, narrowed, shapes_of
 from leadline.compression.tuning import configured, tune
 from leadline.errors import ConfigError, DataError, closest, one_line
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from leadline.reference import LoadedModel
 
 HISTORY, SUMMARY, PLAN = "history.json", "summary.json", "plan"
-START, RANKING = "start", "ranking.safetensors"
+START, RANKING, PICTURES = "start", "ranking.safetensors", "pictures.safetensors"
 
 
 class NetAdapt(Step):
@@ -76,6 +78,9 @@ class NetAdapt(Step):
         default="l2", description="which channels of a group stay; l2 is the published rule, taylor reads gradients"
     )
     batches: Annotated[int, Field(ge=1)] = Field(default=10, description="training batches of `taylor`, each turn")
+    recalibrate: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="training batches that batch norms take new statistics from in each narrowed network"
+    )
     iterations: Annotated[int, Field(ge=0)] = Field(default=10, description="short fine-tuning of each proposal")
     shortlist: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="fine-tune only so many, the best ones before it; all where absent"
@@ -99,8 +104,11 @@ class NetAdapt(Step):
             why = "channels are taken out of the architectures of `leadline models`"
             raise ConfigError("cannot adapt", where=source.name, why=why)
         needed(place)
-        if self.iterations or self.winner_iterations or self.final_iterations:
+        if self.iterations or self.winner_iterations or self.final_iterations or self.importance == "taylor":
             configured(source, place, self._brief(1, 0))
+        if self.recalibrate:
+            configured(source, place, {})
+            norms_of(source.model, source.name)
         size = source.contract.checked_size(place.target.size or _size(source))
         with ExitStack() as stack:
             resource = self._resource(place, size, stack)
@@ -255,11 +263,11 @@ class _Networks:
         self, iteration: int, narrowings: Sequence[Narrowing], changes: dict[str, Any] | None, how: str
     ) -> list[Proposal]:
         before = self.place.folder / self.history[-1].source
-        ranking = self._ranking(iteration, before)
+        seen = {"ranking": self._ranking(iteration, before), "pictures": self._pictures()}
         tasks = {}
         for each in narrowings:
             folder = self._iteration(iteration) / each.group / how
-            tasks[folder] = (each, self._task(folder, before, each.group, each.width, changes, ranking))
+            tasks[folder] = (each, self._task(folder, before, each.group, each.width, changes, **seen))
         if not tasks:
             return []
         many = self.place.processes > 1 and len(tasks) > 1
@@ -290,8 +298,16 @@ class _Networks:
             values = scored(
                 before, groups(before), self.place, importance, fallback=fallback, batches=self.options.batches
             )
-            path.parent.mkdir(parents=True, exist_ok=True)
             save_ranking(values, path)
+        return path.resolve()
+
+    def _pictures(self) -> Path | None:
+        """The file of batches that batch norms are recalibrated on; None where they are not."""
+        if not self.options.recalibrate:
+            return None
+        path = self.place.folder / PICTURES
+        if not path.is_file():
+            save_pictures(pictures(self.source, self.place, self.options.recalibrate), path)
         return path.resolve()
 
     def _task(
@@ -301,7 +317,7 @@ class _Networks:
         group: str,
         width: int,
         changes: dict[str, Any] | None,
-        ranking: Path | None = None,
+        **seen: Path | None,
     ) -> Task:
         validation = needed(self.place)
         fidelity = validation.protocol.startswith("fidelity")
@@ -317,7 +333,7 @@ class _Networks:
             target=self.place.target.model_copy(update=single),
             metric=self.options.metric,
             reference=str((self.place.folder / START / CHECKPOINT).resolve()) if fidelity else None,
-            ranking=ranking,
+            **seen,
         )
 
     def _iteration(self, number: int) -> Path:

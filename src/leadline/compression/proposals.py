@@ -15,6 +15,7 @@ from leadline.compression.base import Judged, Place, Target
 from leadline.compression.graph import groups, keep
 from leadline.compression.importance import scores, strongest
 from leadline.compression.judging import judge
+from leadline.compression.recalibrate import recalibrated
 from leadline.compression.tuning import tune
 from leadline.errors import (
     ConfigError,
@@ -57,6 +58,7 @@ class Task:
         metric: that decides; None takes the first of METRICS that there is.
         reference: model that counts as truth under `fidelity`.
         ranking: file of `save_ranking`, by which channels are chosen; joint L2 norms where absent.
+        pictures: file of `save_pictures`, whose statistics the batch norms of a narrowed network take.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class Task:
     metric: str | None = None
     reference: str | None = None
     ranking: Path | None = None
+    pictures: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def work(task: Task, say: Callable[[str], None] = lambda line: None) -> Outcome:
     network = load_model(str(task.network))
     if task.group:
         network = narrow(network, task.group, task.width, task.ranking)
+        if task.pictures is not None:
+            network = recalibrated(network, _read(task.pictures).values())
     place = Place(task.folder, task.train, task.validation, target=task.target, say=say)
     try:
         if task.changes is not None:
@@ -115,18 +120,28 @@ def narrow(network: LoadedModel, group: str, width: int, ranking: Path | None = 
     known = {each.name: each for each in groups(network)}
     if group not in known:
         raise ConfigError("no such group of channels", where=group, mend=closest(group, known))
-    values = scores(network, known[group]) if ranking is None else _read_ranking(ranking)[group]
+    values = scores(network, known[group]) if ranking is None else _read(ranking)[group]
     return keep(network, {group: strongest(known[group], values, width)})
 
 
 def save_ranking(values: Mapping[str, Tensor], path: Path) -> None:
     """Write the scores of every group's channels for the proposals of a turn."""
+    _write(path, dict(values))
+
+
+def save_pictures(batches: Sequence[Tensor], path: Path) -> None:
+    """Write the batches that batch norms are recalibrated on."""
+    _write(path, {f"{number:04d}": batch.contiguous() for number, batch in enumerate(batches)})
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save as serialised
 
-    write_atomic(path, serialised(dict(values)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, serialised(tensors))
 
 
-def _read_ranking(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return load_file(path)
