@@ -3,7 +3,8 @@ r"""What channels are worth: accuracy, MACs, parameters and latency without 10 t
     python benchmarks/compression/channels.py --model leadline-s-indoor --data '../shared/data/nyu' --split test \
         --protocol nyu-eigen --train configs/leadline-s-indoor.yaml --finetune 2000 --out ../runs/channels
 
-Before fine-tuning, and with `--finetune N` after N iterations on `--train`. `--importance` may name several, to compare
+Before fine-tuning, with `--recalibrate N` after batch norms took new statistics from N batches of `--train`, and with
+`--finetune N` after N iterations on it. `--importance` may name several, to compare
 them at equal widths; `taylor` reads batches of `--train`, `activation` the pictures of `--calibration`. `--macs` takes
 shares of the MACs to keep, all groups ranked together, instead of equal shares of every group.
 """
@@ -17,8 +18,8 @@ from rows import Outcome, Row, arguments, cells, heading, measured, started
 METRICS = ("delta1", "abs_rel", "rmse")
 
 
-def rows(target: str, shares: list[float], importances: list[str], finetune: int, multiple: int) -> list[Row]:
-    """One row for each importance and share, and another one behind it where it is fine-tuned."""
+def rows(target: str, shares: list[float], importances: list[str], after: dict[str, Any], multiple: int) -> list[Row]:
+    """One row for each importance and share, and behind it one for each step that may follow."""
     what = "of the MACs kept" if target == "macs" else "of the channels removed"
     made = []
     for importance in importances:
@@ -28,9 +29,8 @@ def rows(target: str, shares: list[float], importances: list[str], finetune: int
         for share in shares:
             steps = [{"step": "prune-channels", target: share, **options}]
             made.append(Row(f"{share:.0%} {what}, {importance}", steps))
-            if finetune:
-                tune = {"step": "finetune", "iterations": finetune}
-                made.append(Row(f"{made[-1].name}, fine-tuned {finetune}", [*steps, tune]))
+            name = made[-1].name
+            made += [Row(f"{name}, {said}", [*steps, step]) for said, step in after.items()]
     return made
 
 
@@ -69,11 +69,17 @@ def main() -> None:
     parser.add_argument("--macs", default=None, help="instead: shares of the MACs to keep, as 0.8,0.6,0.4")
     parser.add_argument("--importance", default="l2", help="l1, l2, bn-scale, taylor, activation, random")
     parser.add_argument("--finetune", type=int, default=0, help="iterations; adds a fine-tuned row to each")
+    parser.add_argument("--recalibrate", type=int, default=0, help="batches; adds a row with new statistics to each")
     parser.add_argument("--multiple", type=int, default=8, help="widths are multiples of it")
     options = parser.parse_args()
     shares = [float(share) for share in (options.macs or options.ratios).split(",")]
     target = "ratio" if options.macs is None else "macs"
-    wanted = rows(target, shares, options.importance.split(","), options.finetune, options.multiple)
+    after: dict[str, Any] = {}
+    if options.recalibrate:
+        after["recalibrated"] = {"step": "recalibrate", "batches": options.recalibrate}
+    if options.finetune:
+        after[f"fine-tuned {options.finetune}"] = {"step": "finetune", "iterations": options.finetune}
+    wanted = rows(target, shares, options.importance.split(","), after, options.multiple)
     found = {engine: measured(options, engine, wanted) for engine in options.runtimes.split(",")}
     print(heading(options, next(iter(found.values()))) + "\n")
     print(table(found))
