@@ -78,7 +78,8 @@ def recalibrated(source: LoadedModel, images: Iterable[Tensor]) -> LoadedModel:
 
     Args:
         source: stays as it is.
-        images: batches, each N x 3 x H x W float32; the layers before a batch norm already use those of the batch.
+        images: batches, each N x 3 x H x W float32, prepared by the contract. In each of them a batch norm reads what
+            the ones before it made with the batch's own statistics.
 
     Raises:
         ConfigError: no batch norm keeps statistics, or there is no batch.
