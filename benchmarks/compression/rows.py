@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from leadline.errors import ConfigError, LeadlineError
 from leadline.evaluation.machine import this_machine
 from leadline.studies.measurement import Status
-from leadline.studies.recipe import Recipe
+from leadline.studies.recipe import Recipe, train_file
 from leadline.studies.recipe_run import run_recipe
 
 if TYPE_CHECKING:
@@ -94,7 +92,7 @@ def recipe(options: argparse.Namespace, runtime: str, steps: Sequence[dict[str, 
             if name == "validation":
                 values[name] |= {"protocol": options.protocol, "first": options.first}
     if options.train is not None:
-        values["train"] = yaml.safe_load(Path(options.train).read_text(encoding="utf-8"))
+        values["train"] = train_file(Path(options.train)) | {"threads": options.threads}
     return Recipe.model_validate(values)
 
 

@@ -1,8 +1,8 @@
 """New statistics for batch norms as a step: what pruning moved is measured again, without any training.
 
 Channels that leave change mean and variance of all sums that read them, and batch norms go on with the old ones.
-Averages over a few batches bring most of the accuracy back at once (adaptive batch normalisation; Li et al. 2020,
-EagleEye), and so tell networks apart that fine-tuning would tell apart much later.
+Averages over a few batches bring much of the accuracy back at once, and so tell networks apart that fine-tuning would
+tell apart much later (adaptive batch normalisation; Li et al. 2020, EagleEye).
 """
 
 from __future__ import annotations
