@@ -54,9 +54,10 @@ class Bench:
     def made(self, engine: str, steps: Sequence[dict[str, Any]]) -> Made:
         """Run the steps and quantise what they give; what is done already is not done again."""
         given = self.options
+        batch = {} if given.batch is None else {"batch": given.batch}
         recipe = Recipe(
             model=given.model,
-            train=train_file(Path(given.train)) | {"threads": given.threads},
+            train=train_file(Path(given.train)) | {"threads": given.threads} | batch,
             calibration=Pictures(data=given.calibration, split=given.calibration_split, count=given.count),
             target=Target(runtime=engine, threads=given.threads),
             steps=[*steps, {"step": "quantize"}],  # type: ignore[list-item]
@@ -90,6 +91,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="leadline-s-indoor", help="model reference")
     parser.add_argument("--train", default="configs/leadline-s-indoor.yaml", help="training configuration (YAML)")
+    parser.add_argument("--batch", type=int, default=None, help="pictures of an iteration; the configuration's if absent")
     parser.add_argument("--data", default="../shared/data/nyu#test", help="DATA or DATA#SPLIT of the figures")
     parser.add_argument("--protocol", default="nyu-eigen")
     parser.add_argument("--limit", type=int, default=None, help="at most so many pictures")

@@ -26,12 +26,15 @@ from leadline.reference import load_model
 GOAL_SIZE, GOAL_DROP = 0.1, 0.02
 
 
-def rows(amounts: list[float], kept: list[float], iterations: int, teacher: str) -> dict[str, list[dict[str, Any]]]:
+def rows(
+    amounts: list[float], kept: list[float], iterations: int, rate: float, teacher: str
+) -> dict[str, list[dict[str, Any]]]:
     """The networks by name."""
     found: dict[str, list[dict[str, Any]]] = {}
     for amount in amounts:
-        pqk = {"step": "pqk", "amount": amount, "iterations": iterations, "distil_iterations": iterations // 2}
-        found[f"PQK, {amount:.0%} zeros"] = [pqk]
+        lengths = {"iterations": iterations, "distil_iterations": iterations // 2}
+        rates = {"learning_rate": rate, "distil_rate": rate / 2}
+        found[f"PQK, {amount:.0%} zeros"] = [{"step": "pqk", "amount": amount, **lengths, **rates}]
     for share in kept:
         found[f"{share:.0%} of the MACs by channels, then QAT"] = [
             {"step": "prune-channels", "macs": share},
@@ -45,7 +48,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--amounts", default="0.6,0.75,0.85", help="PQK's shares of zeros")
     parser.add_argument("--macs", default="0.4", help="shares of the MACs kept by channel pruning")
-    parser.add_argument("--iterations", type=int, default=1000)
+    parser.add_argument("--iterations", type=int, default=1000, help="of phase 1; phase 2 takes half as many")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="peak of phase 1; phase 2 takes half of it")
     options = parser.parse_args()
     bench = Bench(options)
     floating = bench.score(options.model)
@@ -56,7 +60,7 @@ def main() -> None:
     print("|---" * 9 + "|")
     print(f"| PyTorch | float | {said(floating.summary()[METRIC])} | | | 1.000 | | {whole / 1e6:.2f} | |")
     for engine in options.engine or ["onnxruntime"]:
-        for name, steps in rows(*numbers, options.iterations, options.model).items():
+        for name, steps in rows(*numbers, options.iterations, options.learning_rate, options.model).items():
             try:
                 made = bench.made(engine, steps)
             except LeadlineError as error:
