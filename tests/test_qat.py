@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 import tiny_models
 from calm_network import SIZE, calm, place
-from leadline.checkpoint import QUANTIZATION, load_checkpoint, save_checkpoint
+from int8_networks import STATIC, integers_apart, said, save
+from leadline.checkpoint import QUANTIZATION, load_checkpoint
 from leadline.compression.folding import fold, pairs
 from leadline.compression.qat import QuantisationAwareTraining
 from leadline.compression.qat_start import Start, calibrated_start, finished, schedule, simulated, train
@@ -23,15 +23,10 @@ from leadline.compression.quantised_network import QuantisedNetwork, Training
 from leadline.compression.quantisers import ActivationGrid, WeightGrid, learned
 from leadline.compression.tracing import trace
 from leadline.errors import CheckpointError, ConfigError
-from leadline.models import fastdepth, lite_mono
+from leadline.models import fastdepth
 from leadline.models.quantization import Activation, Channels, Quantization
 from leadline.reference import LoadedModel, load_model
-from leadline.runtimes.base import ExportOptions, Precision, SessionOptions, bundle_contract, runtime
-from leadline.runtimes.onnx_export import export_onnx
-from leadline.runtimes.onnx_points import Naming
-from leadline.runtimes.onnx_trained import trained_graphs
-
-STATIC = ExportOptions(precision=Precision.INT8_STATIC)
+from leadline.runtimes.base import SessionOptions, runtime
 
 
 @pytest.fixture(scope="module")
@@ -47,55 +42,6 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Loa
     made, network = train(calm(), start, place(folder), changes, folder / "training")
     save(made, folder / "checkpoint")
     return made, network, folder / "checkpoint"
-
-
-def save(made: LoadedModel, folder: Path) -> None:
-    assert made.architecture is not None
-    assert made.config is not None
-    facts: dict[str, Any] = {"architecture": made.architecture, "config": made.config, "contract": made.contract}
-    save_checkpoint(folder, made.model, quantization=made.quantization, **facts)
-
-
-def said(model: nn.Module, values: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        output: np.ndarray = model(torch.from_numpy(values)).numpy()
-    return output
-
-
-def integers_apart(made: LoadedModel, network: QuantisedNetwork, size: tuple[int, int]) -> dict[str, float]:
-    """Share of each quantised tensor whose integers differ from the exported graph's, run literally, in its order."""
-    import onnx
-
-    proto = export_onnx(made.model, bundle_contract(made.contract, size, dynamic=False))
-    ready, quantised = trained_graphs(proto, STATIC, made)
-    naming = Naming(ready, made.model)
-    tensors = [node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear"]
-    outputs = [f"{tensor}_DequantizeLinear_Output" for tensor in tensors]
-    for output in outputs:
-        quantised.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
-    settings = onnxruntime.SessionOptions()
-    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(quantised.SerializeToString(), settings, ["CPUExecutionProvider"])
-    x = tiny_models.picture(0, size)
-    literal = dict(zip([naming.name(tensor) for tensor in tensors], session.run(outputs, {"input": x}), strict=True))
-    rounded: dict[str, list[torch.Tensor]] = {}
-    hooks = [
-        module.register_forward_hook(lambda *call, key=key: rounded.setdefault(key, []).append(call[2]))
-        for key, module in network.graph.named_modules()
-        if isinstance(module, ActivationGrid)
-    ]
-    said(network.eval(), x)
-    for hook in hooks:
-        hook.remove()
-    found: dict[str, float] = {}
-    for point in network.points:
-        theirs = literal[point.name]
-        ours = [one for one in rounded[f"grids.{network.groups[point.group]}"] if one.numel() == theirs.size]
-        steps = [np.abs(one.numpy().reshape(theirs.shape) - theirs) / point.grid.step for one in ours]
-        if steps:  # nearest neighbours are not rounded again
-            found[point.name] = min(float((each > 0.5).mean()) for each in steps)
-    return found
 
 
 class TestArithmetic:
@@ -366,45 +312,6 @@ class TestStep:
         bundle = runtime("onnxruntime").export(made, replace(STATIC, size=SIZE), tmp_path)
         ran = runtime("onnxruntime").open(bundle, SessionOptions()).run(x)
         assert np.abs(said(begun.network, x) - ran).max() < 0.05 * max(float(ran.std()), 1e-3) + 1e-3
-
-
-@pytest.mark.slow
-def test_transformers_round_at_their_products_alone(tmp_path: Path) -> None:
-    size, vit = tiny_models.VIT_SIZE, tiny_models.vit()
-    at = replace(place(tmp_path), train={**place(tmp_path).train, "size": list(size)})
-    begun = calibrated_start(vit, at, Training())
-    names = {point.name for point in begun.network.points}
-    assert {"pretrained.blocks.0.attn.qkv.weight:in", "pretrained.blocks.0.attn.qkv.weight"} <= names
-    made = finished(vit, begun, begun.network)
-    apart = integers_apart(made, begun.network, size)
-    assert {name: share for name, share in apart.items() if ".blocks.0." in name and share > 0.001} == {}
-    assert runtime("openvino").export(made, replace(STATIC, size=size), tmp_path).details["calibration"] == "trained"
-
-
-@pytest.mark.slow
-def test_convolutions_that_take_a_linear_layer_s_weight(tmp_path: Path) -> None:
-    """Lite-Mono stores its pointwise layers as linear ones and runs them as 1 x 1 convolutions."""
-    widths: dict[str, Any] = {"widths": (12, 16, 20), "dilations": ((1,), (2,), (1, 3)), "heads": (3, 2, 1)}
-    config = lite_mono.Config(**widths, height=64, width=96)
-    torch.manual_seed(0)
-    lite = LoadedModel(lite_mono.build(config).eval(), lite_mono.contract(config), "lite", (), "lite-mono", config)
-    begun = calibrated_start(
-        lite, replace(place(tmp_path), train={**place(tmp_path).train, "size": [64, 96]}), Training()
-    )
-    block = "encoder.stages.0.0.pwconv1.weight"
-    assert block in begun.network.names
-    names = {point.name for point in begun.network.points}
-    assert {block, "encoder.stages.0.0.pwconv2.weight:in"} <= names
-    x = tiny_models.picture(5, (64, 96))
-    moved = np.abs(said(begun.network.eval(), x) - said(lite.model, x))
-    assert moved.max() > 0
-    assert moved.mean() < 0.1 * said(lite.model, x).std()
-    made = finished(lite, begun, begun.network)
-    apart = integers_apart(made, begun.network, (64, 96))
-    assert max(share for name, share in apart.items() if ".stages.0.0." in name) < 0.01
-    save(made, tmp_path / "checkpoint")
-    again = load_model(str(tmp_path / "checkpoint"))
-    assert runtime("openvino").export(again, STATIC, tmp_path).details["calibration"] == "trained"
 
 
 def test_grids_as_tensors_and_back() -> None:

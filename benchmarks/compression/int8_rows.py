@@ -91,7 +91,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="leadline-s-indoor", help="model reference")
     parser.add_argument("--train", default="configs/leadline-s-indoor.yaml", help="training configuration (YAML)")
-    parser.add_argument("--batch", type=int, default=None, help="pictures of an iteration; the configuration's if absent")
+    parser.add_argument("--batch", type=int, default=None, help="pictures of an iteration, if not as in --train")
     parser.add_argument("--data", default="../shared/data/nyu#test", help="DATA or DATA#SPLIT of the figures")
     parser.add_argument("--protocol", default="nyu-eigen")
     parser.add_argument("--limit", type=int, default=None, help="at most so many pictures")

@@ -7,7 +7,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from leadline.errors import LeadlineError, UnavailableError
+from leadline.errors import LeadlineError, ProcessError, UnavailableError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,8 +59,11 @@ def result(ray: Any, ticket: Any) -> Any:
 
     Raises:
         LeadlineError: the task's own error, as it raised it; any other error of the task is Ray's RayTaskError.
+        ProcessError: the task's process or machine is gone.
     """
     try:
         return ray.get(ticket)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, LeadlineError) else error from error
+    except ray.exceptions.RayError as error:
+        raise ProcessError("a process died", why=one_line(error), mend="run it again, it continues") from error

@@ -30,8 +30,7 @@ from leadline.compression.proposals import (
     in_this_process,
     on_ray,
     save,
-    save_pictures,
-    save_ranking,
+    save_tensors,
     work,
 )
 from leadline.compression.recalibrate import norms_of, pictures
@@ -298,7 +297,7 @@ class _Networks:
             values = scored(
                 before, groups(before), self.place, importance, fallback=fallback, batches=self.options.batches
             )
-            save_ranking(values, path)
+            save_tensors(values, path)
         return path.resolve()
 
     def _pictures(self) -> Path | None:
@@ -307,7 +306,8 @@ class _Networks:
             return None
         path = self.place.folder / PICTURES
         if not path.is_file():
-            save_pictures(pictures(self.source, self.place, self.options.recalibrate), path)
+            batches = pictures(self.source, self.place, self.options.recalibrate)
+            save_tensors({f"{number:04d}": batch for number, batch in enumerate(batches)}, path)
         return path.resolve()
 
     def _task(

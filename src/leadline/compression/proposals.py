@@ -57,8 +57,8 @@ class Task:
         target: the recipe's.
         metric: that decides; None takes the first of METRICS that there is.
         reference: model that counts as truth under `fidelity`.
-        ranking: file of `save_ranking`, by which channels are chosen; joint L2 norms where absent.
-        pictures: file of `save_pictures`, whose statistics the batch norms of a narrowed network take.
+        ranking: file of `save_tensors`, scores by group, by which channels are chosen; joint L2 norms where absent.
+        pictures: file of `save_tensors`, batches whose statistics the batch norms of a narrowed network take.
     """
 
     folder: Path
@@ -124,21 +124,12 @@ def narrow(network: LoadedModel, group: str, width: int, ranking: Path | None = 
     return keep(network, {group: strongest(known[group], values, width)})
 
 
-def save_ranking(values: Mapping[str, Tensor], path: Path) -> None:
-    """Write the scores of every group's channels for the proposals of a turn."""
-    _write(path, dict(values))
-
-
-def save_pictures(batches: Sequence[Tensor], path: Path) -> None:
-    """Write the batches that batch norms are recalibrated on."""
-    _write(path, {f"{number:04d}": batch.contiguous() for number, batch in enumerate(batches)})
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write what the proposals of a turn share: the scores of every group's channels, or batches by their number."""
     from safetensors.torch import save as serialised
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, serialised(tensors))
+    write_atomic(path, serialised({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -225,12 +216,7 @@ def on_ray(tasks: Sequence[Task], processes: int) -> Iterator[Outcome]:
         waiting = [remote.remote(task) for task in tasks]
         while waiting:
             (finished,), waiting = ray.wait(waiting, num_returns=1)
-            try:
-                yield result(ray, finished)
-            except ray.exceptions.RayTaskError:
-                raise
-            except ray.exceptions.RayError as error:
-                raise ProcessError("a process died", why=str(error), mend="run it again, it continues") from error
+            yield result(ray, finished)
 
 
 def _single_threaded() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadline.errors import DataError
 from leadline.labelling.processes import pieces
 from leadline.labelling.teacher import Teacher
 from leadline.ray_cluster import cluster, result
@@ -22,7 +21,7 @@ def on_ray(job: Job, store: LabelStore, pending: Sequence[int], names: Sequence[
 
     Raises:
         UnavailableError: Ray is not installed.
-        DataError: an actor died.
+        ProcessError: an actor died.
         OutputError: a label cannot be written.
     """
     with cluster("--ray") as ray:
@@ -37,11 +36,7 @@ def on_ray(job: Job, store: LabelStore, pending: Sequence[int], names: Sequence[
         while busy:
             (finished,), _ = ray.wait(list(busy), num_returns=1)
             teacher = busy.pop(finished)
-            try:
-                yield from result(ray, finished)
-            except ray.exceptions.RayActorError as error:
-                mend = "run it again, it continues"
-                raise DataError("a labelling process died", where=job.data, why=str(error), mend=mend) from error
+            yield from result(ray, finished)
             if (piece := next(waiting, None)) is not None:
                 busy[teacher.label.remote(piece)] = teacher
 

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
-from leadline.errors import DataError
+from leadline.errors import ProcessError
 from leadline.labelling.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def in_processes(
     """By spawned processes of one thread each, in any order.
 
     Raises:
-        DataError: a process died; the message names an item.
+        ProcessError: a process died; the message names an item.
         OutputError: a label cannot be written.
     """
     from multiprocessing import get_context
@@ -56,7 +56,7 @@ def in_processes(
                 first = names[min(index for piece in waiting.values() for index in piece)]
                 why = f"while labelling from {first!r} on; perhaps out of memory"
                 mend = "run it again, it continues; use fewer --processes"
-                raise DataError("a labelling process died", where=job.data, why=why, mend=mend) from error
+                raise ProcessError("a labelling process died", where=job.data, why=why, mend=mend) from error
             finally:
                 pool.shutdown(cancel_futures=True)
 
