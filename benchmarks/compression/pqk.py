@@ -1,15 +1,20 @@
-r"""A tenth of FP32's size: PQK (zeros that only an archive makes small) beside channels removed and INT8 (dense).
+r"""A tenth of FP32's size: zeros that only an archive makes small, by PQK or step by step, beside channels removed.
 
     python benchmarks/compression/pqk.py --out ../runs/pqk
 
 Sizes are shares of the FP32 parameters of the network that it starts from: `dense` has one byte for each INT8 weight,
 `deflated` is the same in an archive (zlib, level 9), where zeros count; an engine unpacks them and gains no time. The
-goal is 0.1 in either with at most 0.02 of delta1 lost. `--amounts` are PQK's shares of zeros, `--macs` the shares of
-the MACs that channel pruning keeps before fine-tuning and INT8 training. Stop it at any time (Ctrl-C): the same command
-goes on where it was.
+goal is 0.1 in either with at most 0.02 of delta1 lost. Three ways, each with INT8 training at its end:
+
+- `--amounts`: PQK with these shares of zeros. It prunes in INT8 arithmetic, batch norms folded.
+- `--zeros`: PQK's parts one after the other. Zeros rise in float, where batch norms follow them; the pruned network
+  then learns from the whole one beside the truth; INT8 training comes last and short.
+- `--macs`: channels go until these shares of the MACs are left, then the same fine-tuning.
+
+Stop it at any time (Ctrl-C): the same command goes on where it was.
 
 One amount of PQK is 1,000 + 500 iterations in FP32 arithmetic (phase 2 runs the network twice) at 224 x 288 in batches
-of 16: about 2 core-hours; a structured row as much. `--iterations` scales all of them.
+of 16: about 2 core-hours; a row of the others 1 to 2. `--iterations` scales all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ GOAL_SIZE, GOAL_DROP = 0.1, 0.02
 
 
 def rows(
-    amounts: list[float], kept: list[float], iterations: int, rate: float, teacher: str
+    amounts: list[float], zeros: list[float], kept: list[float], iterations: int, rate: float, teacher: str
 ) -> dict[str, list[dict[str, Any]]]:
     """The networks by name."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -35,10 +40,18 @@ def rows(
         lengths = {"iterations": iterations, "distil_iterations": iterations // 2}
         rates = {"learning_rate": rate, "distil_rate": rate / 2}
         found[f"PQK, {amount:.0%} zeros"] = [{"step": "pqk", "amount": amount, **lengths, **rates}]
+    tuned = {"step": "finetune", "learning_rate": 1e-3, "teacher": teacher}
+    for amount in zeros:
+        rounds = {"rounds": 4, "iterations": max(1, iterations // 5), "learning_rate": 5e-4}
+        found[f"{amount:.0%} zeros step by step, then QAT"] = [
+            {"step": "prune-magnitude", "amount": amount, "gradual": rounds},
+            {**tuned, "iterations": iterations},
+            {"step": "qat", "iterations": max(1, iterations // 6)},
+        ]
     for share in kept:
         found[f"{share:.0%} of the MACs by channels, then QAT"] = [
             {"step": "prune-channels", "macs": share},
-            {"step": "finetune", "iterations": 2 * iterations, "learning_rate": 1e-3, "teacher": teacher},
+            {**tuned, "iterations": 2 * iterations},
             {"step": "qat", "iterations": max(1, iterations // 3)},
         ]
     return found
@@ -47,6 +60,7 @@ def rows(
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--amounts", default="0.6,0.75,0.85", help="PQK's shares of zeros")
+    parser.add_argument("--zeros", default="0.75", help="shares of zeros step by step")
     parser.add_argument("--macs", default="0.4", help="shares of the MACs kept by channel pruning")
     parser.add_argument("--iterations", type=int, default=1000, help="of phase 1; phase 2 takes half as many")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="peak of phase 1; phase 2 takes half of it")
@@ -54,7 +68,8 @@ def main() -> None:
     bench = Bench(options)
     floating = bench.score(options.model)
     whole = 4 * sum(value.numel() for value in load_model(options.model).model.parameters())
-    numbers = [[float(each) for each in text.split(",") if each] for text in (options.amounts, options.macs)]
+    shares = options.amounts, options.zeros, options.macs
+    numbers = [[float(each) for each in text.split(",") if each] for text in shares]
     print(bench.heading(floating) + "\n")
     print(f"| engine | network | {METRIC} | change | zeros | dense | deflated | file, MB | goal |")
     print("|---" * 9 + "|")
