@@ -85,10 +85,14 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--runtime", default="onnxruntime", help="torch is the study's engine, with files in float")
     parser.add_argument("--study-only", action="store_true", help="the study's four rows alone")
+    parser.add_argument("--only", action="append", default=None, help="rows whose name holds this; may be repeated")
     parser.add_argument("--rows", type=Path, default=None, help="more rows (YAML)")
     options = parser.parse_args()
     wanted = STUDY if options.study_only else [*STUDY, *FUTURE, *(TRAINED if options.train else [])]
-    outcomes = measured(options, options.runtime, [*wanted, *more(options.rows)])
+    rows = [*wanted, *more(options.rows)]
+    if options.only is not None:
+        rows = [row for row in rows if any(text in row.name for text in options.only)]
+    outcomes = measured(options, options.runtime, rows)
     print(f"{heading(options, outcomes)}; {options.runtime}\n")
     print(table(outcomes))
 
