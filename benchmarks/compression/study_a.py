@@ -1,7 +1,7 @@
 r"""The table of study A (SPEC.md 7.1) on a network of your choice, and below it what the study left as future work.
 
-    python benchmarks/compression/study_a.py --model REF --data nyu:../shared/data/nyu --split test \
-        --protocol nyu-eigen --calibration nyu:../shared/data/nyu#train --out ../runs/study_a
+    python benchmarks/compression/study_a.py --model REF --data ../shared/data/nyu --split test \
+        --protocol nyu-eigen --calibration ../shared/data/nyu#train --out ../runs/study_a
 
 The study pruned by global L1 over Linear and Conv weights, and quantised with `quantize_dynamic` on Linear, one scale
 per tensor, nothing trained. Rows are recipes; `--rows FILE.yaml` adds some: a list of {name: ..., steps: [...]}. A row
@@ -47,8 +47,8 @@ FUTURE = [
 ]
 TRAINED = [
     Row("pruned 50 %, gradual", [{**prune(0.5), "gradual": {"rounds": 4, "iterations": 250}}]),
-    Row("30 % of the channels off, fine-tuned", [{"step": "prune-channels", "ratio": 0.3, "iterations": 1000}]),
-    Row("the same + static INT8", [{"step": "prune-channels", "ratio": 0.3, "iterations": 1000}, STATIC]),
+    Row("30 % of the channels off, fine-tuned", [{"step": "prune-channels", "ratio": 0.3, "importance": "taylor", "iterations": 1000}]),
+    Row("the same + static INT8", [{"step": "prune-channels", "ratio": 0.3, "importance": "taylor", "iterations": 1000}, STATIC]),
     Row("QAT", [{"step": "qat"}, STATIC]),
 ]
 

@@ -1,6 +1,6 @@
 r"""What zeros are worth: accuracy, file size (as it is, and compressed) and latency of FP32, 50 %, 90 % and 2:4 zeros.
 
-    python benchmarks/compression/zeros.py --model leadline-s-indoor --data nyu:../shared/data/nyu --split test \
+    python benchmarks/compression/zeros.py --model leadline-s-indoor --data ../shared/data/nyu --split test \
         --protocol nyu-eigen --out ../runs/zeros
 
 Dense engines multiply by zero as slowly as by anything else (SPEC.md 7.3 point 5): the table shows it for each engine
