@@ -45,10 +45,11 @@ FUTURE = [
     Row("static INT8, SmoothQuant 0.5", [{**STATIC, "smooth": 0.5}]),
     Row("static INT8, at most 0.003 lost", [{**STATIC, "max_drop": 0.003}]),
 ]
+NARROW = {"step": "prune-channels", "ratio": 0.3, "importance": "taylor", "iterations": 1000}
 TRAINED = [
     Row("pruned 50 %, gradual", [{**prune(0.5), "gradual": {"rounds": 4, "iterations": 250}}]),
-    Row("30 % of the channels off, fine-tuned", [{"step": "prune-channels", "ratio": 0.3, "importance": "taylor", "iterations": 1000}]),
-    Row("the same + static INT8", [{"step": "prune-channels", "ratio": 0.3, "importance": "taylor", "iterations": 1000}, STATIC]),
+    Row("30 % of the channels off, fine-tuned", [NARROW]),
+    Row("the same + static INT8", [NARROW, STATIC]),
     Row("QAT", [{"step": "qat"}, STATIC]),
 ]
 
