@@ -100,6 +100,12 @@ def test_ends_below_the_budget_and_loads_again(tmp_path: Path, pictures: Path) -
     assert left == {turn["source"] for turn in turns}
 
 
+def test_a_folder_named_from_the_current_one(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapted(BRIEF | {"budget": 0.97, "iterations": 0, "groups": SOME[:1]}, placed(Path("runs/step"), pictures))
+    assert (tmp_path / "runs" / "step" / "plan.png").is_file()
+
+
 def test_the_long_fine_tuning_follows_a_teacher_at_a_rate_of_its_own(tmp_path: Path, pictures: Path) -> None:
     options = BRIEF | {"budget": 0.97, "iterations": 0, "groups": SOME[:1], "final_iterations": 1}
     adapted(options | {"final_rate": 2e-3, "teacher": "leadline-xs-indoor"}, placed(tmp_path / "step", pictures))

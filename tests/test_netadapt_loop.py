@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from leadline.compression.netadapt import NetAdapt
 from leadline.compression.netadapt_loop import (
     Adaptation,
     Narrowing,
@@ -218,3 +219,20 @@ def test_a_met_budget_changes_nothing() -> None:
     assert Adaptation(toy, Schedule(budget=0.5)).run({"a": 8}, history, lambda turns: None) == {"a": 8}
     assert len(history) == 2
     assert replace(Schedule(), budget=0.5).budget == 0.5
+
+
+def test_a_schedule_that_cannot_reach_its_budget_says_so_before_it_starts() -> None:
+    timid = Schedule(budget=0.55, ratio=0.1, decay=0.5, max_iterations=3)
+    assert timid.taken(3) == pytest.approx(0.1 + 0.05 + 0.025)
+    assert timid.shortfall.endswith("sure of 17.5%, and the budget asks for 45.0%: raise ratio or decay")
+    few = Schedule(budget=0.55, ratio=0.1, decay=1.0, max_iterations=3)
+    assert few.shortfall.endswith("set max_iterations to 5, or raise ratio or decay")
+    assert Schedule(budget=0.55, ratio=0.1, decay=1.0, max_iterations=5).shortfall == ""
+    lines: list[str] = []
+    run(Toy({"a": (32, 1.0, 0.1)}), timid, lines)
+    assert lines[0] == f"warning: {timid.shortfall}"
+
+
+def test_the_step_s_own_schedule_reaches_its_budget() -> None:
+    step = NetAdapt()
+    assert Schedule(step.budget, step.ratio, step.decay, step.max_iterations).shortfall == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,7 +23,7 @@ from leadline.reference import LoadedModel, load_model
 from leadline.studies import recipe as recipes
 from leadline.studies.before_after import packed_mb
 from leadline.studies.recipe import Recipe, load_recipe
-from leadline.studies.recipe_run import run_recipe, run_steps
+from leadline.studies.recipe_run import run_recipe, run_steps, step_key
 from leadline.studies.recipe_start import begin
 from leadline.studies.results import Result
 
@@ -261,7 +262,7 @@ def test_a_result_that_was_damaged_is_refused_not_used(model: str, tmp_path: Pat
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(LeadlineError, match="SHA-256"):
+    with pytest.raises(LeadlineError, match=r"a finished step is damaged.*SHA-256.*Remove this folder"):
         ran(recipe, tmp_path)
 
 
@@ -323,6 +324,10 @@ def test_a_network_that_nothing_could_load_again_is_refused(model: str, tmp_path
         ({"validation": Judged(data="nowhere")}, "no such file"),
         ({"train": {"sources": [{"data": "nowhere"}]}, "steps": [FineTune()]}, "no such file"),
         ({"model": "nowhere"}, "neither a zoo name"),
+        ({"train": TRAIN, "steps": [Scaled(), FineTune(teacher="nowhere")]}, "neither a zoo name"),
+        ({"steps": [Scaled(), {"step": "prune-channels", "plan": {"conv5.3": 8}}]}, "no such group of channels"),
+        ({"steps": [Scaled(), {"step": "quantize", "runtime": "openvin"}]}, "openvino"),
+        ({"steps": [Scaled(), {"step": "prune-channels", "ratio": 0.2, "sensitivity": "no.json"}]}, "no such file"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(
@@ -335,6 +340,55 @@ def test_what_cannot_work_is_refused_before_any_work(
     assert not list((tmp_path / "out").glob("0*"))
 
 
+def test_the_target_s_size_is_the_network_s_in_every_step(model: str, tmp_path: Path) -> None:
+    recipe = Recipe(model=model, train=TRAIN, target=Target(size=(96, 64)), steps=[FineTune(iterations=1)])
+    start = begin(recipe, tmp_path)
+    assert start.train["size"] == [96, 64]
+    made = load_model(run_steps(recipe, start, tmp_path, lambda line: None)[-1].ref)
+    assert (made.contract.input.height, made.contract.input.width) == (96, 64)
+
+
+def test_a_training_size_that_is_said_counts(model: str, tmp_path: Path) -> None:
+    train = {**TRAIN, "size": [64, 96]}
+    recipe = Recipe(model=model, train=train, target=Target(size=(96, 64)), steps=[FineTune(iterations=1)])
+    assert begin(recipe, tmp_path).train["size"] == [64, 96]
+
+
+def test_another_teacher_behind_the_same_name_does_a_step_again(model: str, tmp_path: Path) -> None:
+    step = FineTune(iterations=1, teacher=str(tmp_path / "teacher"))
+    keys = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        loaded = tiny_models.cnn()
+        assert loaded.config is not None
+        with torch.no_grad():
+            next(loaded.model.parameters()).add_(seed)
+        shutil.rmtree(tmp_path / "teacher", ignore_errors=True)
+        facts = {"architecture": "fastdepth", "config": loaded.config, "contract": loaded.contract}
+        save_checkpoint(tmp_path / "teacher", loaded.model, **facts)  # type: ignore[arg-type]
+        keys.append(step_key(load_model(model), step, {}))
+    assert keys[0] != keys[1]
+
+
+def test_models_and_tables_of_steps_lie_beside_the_file(tmp_path: Path, model: str) -> None:
+    (tmp_path / "table.sqlite").touch()
+    (tmp_path / "teacher").symlink_to(model)
+    options = {"teacher": "teacher", "table": "table.sqlite"}
+    steps = [{"step": "netadapt", **options}, {"step": "netadapt", "teacher": "leadline-s", "table": "new.sqlite"}]
+    path = written(tmp_path, model=model, train=TRAIN, validation={"data": SCENES}, steps=steps)
+    first, second = load_recipe(path).steps
+    found = first.model_dump()
+    assert (found["teacher"], found["table"]) == (str(tmp_path / "teacher"), str(tmp_path / "table.sqlite"))
+    assert (second.model_dump()["teacher"], second.model_dump()["table"]) == ("leadline-s", "new.sqlite")
+
+
+def test_a_key_that_is_said_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: leadline-s\nsteps: [finetune]\nmodel: leadline-xs\n")
+    with pytest.raises(ConfigError, match="'model' is said twice"):
+        load_recipe(path)
+
+
 def test_a_folder_in_use_or_full_of_data_is_refused(model: str, tmp_path: Path) -> None:
     recipe = Recipe(model=model, steps=[Scaled()])
     with output_lock(tmp_path), pytest.raises(OutputError, match="in use"):
@@ -345,11 +399,12 @@ def test_a_folder_in_use_or_full_of_data_is_refused(model: str, tmp_path: Path) 
 
 def test_deciding_on_the_pictures_of_the_figures_is_said(model: str, tmp_path: Path) -> None:
     parts = [Judged(data=SCENES, last=2), Judged(data=SCENES, first=1), Judged(data=SCENES, first=2)]
+    deciding, other = [{"step": "quantize", "max_drop": 0.01}], [Scaled()]
     notices = [
-        begin(Recipe(model=model, steps=[Scaled()], validation=parts[0], score=score), tmp_path).notices
-        for score in parts[1:]
+        begin(Recipe(model=model, steps=steps, validation=parts[0], score=score), tmp_path).notices
+        for score, steps in ((parts[1], deciding), (parts[2], deciding), (parts[1], other))
     ]
-    assert [any("flatter" in notice for notice in each) for each in notices] == [True, False]
+    assert [any("flatter" in notice for notice in each) for each in notices] == [True, False, False]
 
 
 def test_without_score_the_figures_are_fidelity_and_say_so(model: str, tmp_path: Path) -> None:

@@ -128,6 +128,16 @@ class Contract(_Frozen):
             raise ContractError("wrong input size", where=place, why=rule, mend=f"use {near[0]},{near[1]}")
         return size
 
+    def at(self, size: tuple[int, int]) -> Self:
+        """The same contract with another base size, (height, width) in pixels.
+
+        Raises:
+            ContractError: the network may not be run at it; the message proposes a size.
+        """
+        height, width = self.checked_size(size)
+        changed = self.input.model_copy(update={"height": height, "width": width})
+        return self.model_copy(update={"input": changed})
+
     def _rounded(self, side: float, at_least: int) -> int:
         n = self.input.multiple_of
         rounded = int(np.round(side / n) * n)

@@ -124,6 +124,8 @@ def _step(text: str) -> dict[str, Any]:
         if not equals or not key.strip():
             mend = "write NAME:key=value,key=value, as in finetune:iterations=200,learning_rate=1e-4"
             raise ConfigError("not an option of a step", where=part, why=f"in --step {text}", mend=mend)
+        if key.strip() in found:
+            raise ConfigError("said twice", where=key.strip(), why=f"in --step {text}", mend="say it once")
         try:
             found[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:

@@ -101,13 +101,19 @@ def _scattered(outcome: Outcome) -> list[str]:
     latencies = [
         (one.label, row.latency) for one, row in zip(outcome.results, outcome.rows, strict=True) if row.latency
     ]
-    wide = [label for label, latency in latencies if latency.iqr > SCATTERED * latency.p50]
+    source = outcome.rows[0].latency
+    wide = [
+        label
+        for label, latency in latencies
+        if latency.iqr > SCATTERED * latency.p50
+        or (source is not None and abs(latency.reference_p50 - source.p50) > SCATTERED * source.p50)
+    ]
     if not wide:
         return []
     names = ", ".join(wide)
     return [
-        f"Caution: times of {names} scatter (IQR above {SCATTERED:.0%} of the median): x faster may be noise; run it "
-        "again on an idle machine, with more --runs."
+        f"Caution: times of {names} scatter (IQR above {SCATTERED:.0%} of the median, or the source's time in the same "
+        f"rounds that far from row 0's): x faster may be noise; run it again on an idle machine, with more --runs."
     ]
 
 

@@ -87,7 +87,16 @@ class Step(_Options):
     # again. All that a step does not read is better left out, or a new target repeats hours of training.
     uses: ClassVar[frozenset[str]] = frozenset({"train", "validation", "calibration", "target"})
 
+    rebuilds: ClassVar[bool] = False  # gives another configuration, whose layers may have other names
+    models: ClassVar[tuple[str, ...]] = ()  # options that name other models, one or a list of them
+    made: ClassVar[tuple[str, ...]] = ()  # options that name files which the step may make itself
+
     step: str
+
+    def named_models(self) -> list[str]:
+        """The model references among the options."""
+        said = [getattr(self, key) for key in self.models]
+        return [ref for one in said if one for ref in ([one] if isinstance(one, str) else one)]
 
     def needs(self) -> frozenset[str]:
         """Of `uses`, and perhaps more, what the step reads with these options."""
@@ -100,6 +109,16 @@ class Step(_Options):
     def needs_validation(self) -> bool:
         """Whether the step, with these options, needs `validation` in the recipe."""
         return self.judges
+
+    def check(self, source: LoadedModel) -> None:
+        """Refuse what is wrong whatever the steps before do, before any of them begins.
+
+        Args:
+            source: the network that the recipe begins with; no step between changes names, or adds channels.
+
+        Raises:
+            ConfigError, UnavailableError: as `apply` would, later.
+        """
 
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel | Bundle:
         """What the step makes of a network; `source` itself stays as it is.

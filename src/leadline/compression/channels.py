@@ -72,6 +72,13 @@ class PruneChannels(Step):
         """To train between rounds, or to look at gradients."""
         return bool(self.iterations) or "taylor" in (self.importance, self.fallback)
 
+    def check(self, source: LoadedModel) -> None:
+        """Refuse names that the network does not have."""
+        if source.architecture is not None and (self.plan or self.exclude):
+            whole = groups(source)
+            Limits(self.multiple, self.min_width, self.exclude).check(whole)
+            checked_plan(whole, self.plan or {})
+
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
         """The narrower network, fine-tuned where `iterations` say so.
 

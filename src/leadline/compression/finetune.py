@@ -20,6 +20,7 @@ class FineTune(Step):
 
     trains: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset({"train"})
+    models: ClassVar[tuple[str, ...]] = ("teacher",)
 
     step: Literal["finetune"] = "finetune"
     iterations: Annotated[int, Field(ge=1)] = 500

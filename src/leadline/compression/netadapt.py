@@ -62,13 +62,15 @@ class NetAdapt(Step):
     trains: ClassVar[bool] = True
     judges: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset({"train", "validation", "target"})
+    models: ClassVar[tuple[str, ...]] = ("teacher",)
+    made: ClassVar[tuple[str, ...]] = ("table",)
 
     step: Literal["netadapt"] = "netadapt"
     resource: ResourceName = Field(default="latency", description="on the recipe's target, or counted")
-    budget: float = Field(default=0.25, gt=0, lt=1, description="share of the first network's resource to end at")
+    budget: float = Field(default=0.5, gt=0, lt=1, description="share of the first network's resource to end at")
     ratio: float = Field(default=0.025, gt=0, lt=1, description="share of it that the first iteration takes away")
     decay: float = Field(default=0.96, gt=0, le=1, description="factor of that from one iteration to the next")
-    max_iterations: Annotated[int, Field(ge=1)] = 10
+    max_iterations: Annotated[int, Field(ge=1)] = Field(default=40, description="at most so many")
     rule: Rule = Field(default="ratio", description="accuracy lost per resource gained, or accuracy alone (the paper)")
     reaching: bool = Field(default=False, description="groups that miss the target alone only where all of them do")
     multiple: Annotated[int, Field(ge=1)] = Field(default=8, description="widths are multiples of so many channels")
@@ -97,17 +99,28 @@ class NetAdapt(Step):
     ray: bool = Field(default=False, description="proposals on a Ray cluster that sees the same folder")
     seed: Annotated[int, Field(ge=0)] = 0
 
+    def check(self, source: LoadedModel) -> None:
+        """Refuse groups that the network does not have, and `recalibrate` without batch norm."""
+        if source.architecture is None:
+            return
+        known = {group.name for group in groups(source)}
+        if unknown := set(self.groups) - known:
+            name = min(unknown)
+            raise ConfigError("no such group of channels", where=name, mend=closest(name, known))
+        if self.recalibrate:
+            norms_of(source.model, source.name)
+
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
         """The adapted network, fine-tuned; plan.svg, plan.png, history.json and summary.json in the place's folder."""
         if source.architecture is None:
             why = "channels are taken out of the architectures of `leadline models`"
             raise ConfigError("cannot adapt", where=source.name, why=why)
         needed(place)
+        self.check(source)
         if self.iterations or self.winner_iterations or self.final_iterations or self.importance == "taylor":
             configured(source, place, self._brief(1, 0))
         if self.recalibrate:
             configured(source, place, {})
-            norms_of(source.model, source.name)
         size = source.contract.checked_size(place.target.size or _size(source))
         with ExitStack() as stack:
             resource = self._resource(place, size, stack)
@@ -179,11 +192,7 @@ class _Networks:
     resource: Resource
 
     def __post_init__(self) -> None:
-        known = {group.name for group in groups(self.source)}
-        self.allowed = set(self.options.groups) or known
-        if unknown := self.allowed - known:
-            name = min(unknown)
-            raise ConfigError("no such group of channels", where=name, mend=closest(name, known))
+        self.allowed = set(self.options.groups) or {group.name for group in groups(self.source)}
         self.history: list[Turn] = []
         self._shapes: tuple[LoadedModel, LoadedModel] | None = None
 
@@ -266,7 +275,8 @@ class _Networks:
         tasks = {}
         for each in narrowings:
             folder = self._iteration(iteration) / each.group / how
-            tasks[folder] = (each, self._task(folder, before, each.group, each.width, changes, **seen))
+            task = self._task(folder, before, each.group, each.width, changes, **seen)
+            tasks[task.folder] = each, task
         if not tasks:
             return []
         many = self.place.processes > 1 and len(tasks) > 1

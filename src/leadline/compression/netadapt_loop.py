@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +113,24 @@ class Schedule:
     rule: Rule = "ratio"
     reaching: bool = False
 
+    def taken(self, iterations: float) -> float:
+        """Share of the first resource that so many iterations take away if each just meets its target."""
+        if self.decay == 1:
+            return self.ratio * iterations
+        return self.ratio * (1 - math.pow(self.decay, iterations)) / (1 - self.decay)
+
+    @property
+    def shortfall(self) -> str:
+        """What to change where the iterations are too few or too timid for the budget; empty if they are not."""
+        wanted, taken = 1 - self.budget, self.taken(self.max_iterations)
+        if taken >= wanted:
+            return ""
+        mend = "raise ratio or decay"
+        if self.taken(math.inf) > wanted:
+            enough = next(n for n in itertools.count(self.max_iterations) if self.taken(n) >= wanted)
+            mend = f"set max_iterations to {enough}, or raise ratio or decay"
+        return f"{self.max_iterations} iterations are sure of {taken:.1%}, and the budget asks for {wanted:.1%}: {mend}"
+
 
 class Adaptation(Generic[N]):
     """The loop, which goes on behind the turns that were done before.
@@ -140,6 +159,8 @@ class Adaptation(Generic[N]):
         budget = self.schedule.budget * first
         if history[-1].resource > budget:
             self._refuse_impossible(network, budget, first)
+        if len(history) == 1 and self.schedule.shortfall:
+            self._say(f"warning: {self.schedule.shortfall}")
         while history[-1].resource > budget and len(history) <= self.schedule.max_iterations:
             network = self._turn(network, history, first)
             keep(history)

@@ -178,8 +178,8 @@ def checked_plan(found: Sequence[Group], plan: Mapping[str, int]) -> Widths:
             tied = ", ".join(group.producers)
             raise ConfigError("two widths for one group", where=path, why=f"{width} and {widths[group.name]}: {tied}")
         if not 0 < width <= group.width or width % group.multiple:
-            bundles = f" in bundles of {group.multiple}" if group.multiple > 1 else ""
-            raise ConfigError(f"cannot have {width} channels", where=path, why=f"of {group.width}{bundles}")
+            mend = f"choose one of {group.multiple}, {2 * group.multiple}, ... up to {group.width}"
+            raise ConfigError(f"cannot keep {width} channels", where=path, why=f"it has {group.width}", mend=mend)
     return widths
 
 

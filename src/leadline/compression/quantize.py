@@ -68,6 +68,11 @@ class Quantize(Step):
         """To hold a limit of accuracy."""
         return self.max_drop is not None
 
+    def check(self, source: LoadedModel) -> None:
+        """Refuse an engine that is not here or cannot hold the precision."""
+        if self.runtime is not None:
+            refuse_precision(required(self.runtime), self._options(self.method or "minmax"))
+
     def apply(self, source: LoadedModel, place: Place) -> Bundle:
         """A bundle in `place.folder / "bundle"`, its `details["verdict"]` in words and figures.
 

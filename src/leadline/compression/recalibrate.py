@@ -38,6 +38,10 @@ class Recalibrate(Step):
     step: Literal["recalibrate"] = "recalibrate"
     batches: Annotated[int, Field(ge=1)] = Field(default=20, description="that are looked at")
 
+    def check(self, source: LoadedModel) -> None:
+        """Refuse a network without batch norm."""
+        norms_of(source.model, source.name)
+
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
         """The same weights with other statistics.
 

@@ -47,6 +47,8 @@ class SearchConfigs(Step):
     trains: ClassVar[bool] = True
     judges: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset({"train", "validation", "target"})
+    rebuilds: ClassVar[bool] = True
+    models: ClassVar[tuple[str, ...]] = ("references",)
 
     step: Literal["search-configs"] = "search-configs"
     space: dict[str, list[Any]] = Field(

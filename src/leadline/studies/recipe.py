@@ -11,7 +11,7 @@ from leadline.compression import AnyStep, Judged, Pictures, Step, Target
 from leadline.errors import ConfigError, closest
 from leadline.reference import HUGGING_FACE, RANDOM, zoo
 from leadline.training.config import TrainConfig, explain, load_config, read_yaml
-from leadline.training.paths import located, located_data, located_path
+from leadline.training.paths import beside, located, located_data, located_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -129,8 +129,15 @@ def load_recipe(path: Path) -> Recipe:
 
 def _located(step: Step, file: Path) -> Step:
     """A step whose files are looked for as the recipe's other paths are."""
-    files = {key: Path(located_path(str(value), file)) for key, value in step if isinstance(value, Path)}
-    return step.model_copy(update=files)
+    changes: dict[str, Any] = {}
+    for key, value in step:
+        if isinstance(value, Path):
+            changes[key] = Path(located_path(str(value), file))
+        elif value and key in step.models:
+            changes[key] = _model_of(value, file) if isinstance(value, str) else [_model_of(one, file) for one in value]
+        elif value and key in step.made:
+            changes[key] = beside(value, file)
+    return step.model_copy(update=changes)
 
 
 def train_file(path: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from leadline import __version__
 from leadline.bundle import Bundle, load_bundle, write_bundle
 from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.compression import Place
-from leadline.errors import ConfigError, OutputError
+from leadline.errors import BundleError, CheckpointError, ConfigError, OutputError
 from leadline.output import check_writable, output_lock, refuse_finished, sha256_file, write_atomic
-from leadline.reference import load_model
+from leadline.reference import load_exportable, load_model
 from leadline.studies.before_after import RUNS, measure
 from leadline.studies.recipe_start import begin
 from leadline.studies.results import SOURCE, Result
@@ -130,7 +130,9 @@ def step_key(network: LoadedModel, step: Step, given: dict[str, Any]) -> str:
     """SHA-256 over all that decides what a step makes: the network, the options, the parts of the recipe it reads."""
     files = {key: sha256_file(path) for key, path in step if isinstance(path, Path) and path.is_file()}
     facts = {"leadline": __version__, "network": network_hash(network), "step": step.model_dump(mode="json")}
-    return _hash(facts | {"given": given} | ({"files": files} if files else {}))
+    models = {ref: network_hash(load_exportable(ref)) for ref in step.named_models()}
+    named = {key: hashes for key, hashes in (("files", files), ("models", models)) if hashes}
+    return _hash(facts | {"given": given} | named)
 
 
 def network_hash(network: LoadedModel) -> str:
@@ -154,7 +156,7 @@ def _source(reference: str, source: LoadedModel, out: Path) -> Result:
     place = folder / CHECKPOINT
     kept = (place / "manifest.json").is_file()
     if kept:
-        load_checkpoint(place)  # sound, or an error
+        _sound(folder, load_checkpoint, CHECKPOINT)
     else:
         _save(place, source, source.lineage)
     return Result(0, SOURCE, {}, folder, str(place), key, bundle=False, reused=kept)
@@ -181,6 +183,17 @@ def _given(recipe: Recipe, start: Beginning, step: Step) -> dict[str, Any]:
     return plain
 
 
+def _sound(folder: Path, load: Callable[[Path], object], kind: str) -> None:
+    """Pass where what lies in a step's folder is what was written there."""
+    try:
+        load(folder / kind)
+    except (BundleError, CheckpointError) as error:
+        mend = "remove this folder; the same command makes it again"
+        raise type(error)(
+            "a finished step is damaged", where=folder, why=f"{error.what}: {error.why}", mend=mend
+        ) from error
+
+
 def _finished(folder: Path, key: str, number: int, step: Step) -> Result | None:
     """What an earlier run made here, verified; None where it did not end."""
     path = folder / DONE
@@ -194,10 +207,7 @@ def _finished(folder: Path, key: str, number: int, step: Step) -> Result | None:
         raise OutputError("unreadable record of a step", where=path, why=str(error), mend=mend) from error
     if not same:
         raise OutputError("will not replace", where=folder, why="it holds another step", mend="choose another --out")
-    if kind == BUNDLE:
-        load_bundle(folder / BUNDLE)
-    else:
-        load_checkpoint(folder / CHECKPOINT)
+    _sound(folder, load_bundle if kind == BUNDLE else load_checkpoint, kind)
     options = step.model_dump(mode="json", exclude={"step"})
     return Result(number, step.step, options, folder, str(folder / kind), key, bundle=kind == BUNDLE, reused=True)
 

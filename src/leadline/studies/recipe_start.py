@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline.compression import Judged
@@ -18,8 +20,7 @@ from leadline.studies.optimize import refuse_inside
 from leadline.studies.recipe import OF_THE_START, checked, said_values
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from leadline.compression import Step
     from leadline.reference import LoadedModel
     from leadline.studies.recipe import Recipe
 
@@ -55,17 +56,31 @@ def begin(recipe: Recipe, out: Path) -> Beginning:
     """
     source = load_exportable(recipe.model)
     refuse_precision(required(recipe.target.runtime), ExportOptions())
-    if recipe.target.size is not None:
-        source.contract.checked_size(recipe.target.size)
+    if recipe.target.size is not None:  # trained, judged, counted and measured at one size
+        source = replace(source, contract=source.contract.at(recipe.target.size))
     for what, data in (("calibration", recipe.calibration.data), ("model", recipe.model)):
         refuse_inside(out, what, data)
+    for step in recipe.steps:
+        _refuse_missing(step)
+    for step in itertools.takewhile(lambda one: not one.rebuilds, recipe.steps):
+        step.check(source)
     train, learned = _trained(recipe, source, out)
     score, notices = _scored(recipe, source, out)
     if recipe.validation is not None:
         _check(recipe.validation, source, out)
-        if _same_pictures(recipe.validation, score):
+        decides = any(one.needs_validation() for one in recipe.steps)
+        if decides and _same_pictures(recipe.validation, score):
             notices.append("Steps decide on the pictures of the figures, which therefore flatter the result.")
     return Beginning(source, train, score, tuple(filter(None, (learned, *notices))))
+
+
+def _refuse_missing(step: Step) -> None:
+    """Refuse a step whose files or models are not there."""
+    for key, value in step:
+        if isinstance(value, Path) and not value.exists():
+            raise ConfigError("no such file", where=value, why=f"{key} of {step.step}")
+    for reference in step.named_models():
+        load_exportable(reference)
 
 
 def _trained(recipe: Recipe, source: LoadedModel, out: Path) -> tuple[dict[str, Any], str]:
@@ -80,7 +95,10 @@ def _trained(recipe: Recipe, source: LoadedModel, out: Path) -> tuple[dict[str, 
         raise ConfigError("cannot train", where=recipe.model, why=why)
     from leadline.training.plan import plan
 
-    chosen = plan(checked(recipe.train).model_copy(update={"model": recipe.model}), out)
+    given = dict(recipe.train)
+    if recipe.target.size is not None:
+        given.setdefault("size", list(recipe.target.size))
+    chosen = plan(checked(given).model_copy(update={"model": recipe.model}), out)
     learned = f"Training: {chosen.said.rpartition('; rate ')[0]}; rate and length as each step says."
     return said_values(chosen.config, OF_THE_START), learned
 

@@ -180,6 +180,20 @@ def load_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
     return config if path is None else located(config, path, changes.keys())
 
 
+class _Once(yaml.SafeLoader):
+    """Plain YAML in which no mapping says a key twice: the last would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is said twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds.
 
@@ -187,7 +201,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not valid YAML, or holds no mapping.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except OSError as error:
         raise ConfigError("cannot read the configuration", where=path, why=error.strerror or str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -67,6 +67,11 @@ def located_path(path: str, file: Path) -> str:
     return _path(path, _bases(file))
 
 
+def beside(path: str, file: Path) -> str:
+    """The path of a file that may not be there yet: where `located` finds it, else as it stands."""
+    return next((str(base / path) for base in _bases(file) if (base / path).exists()), path)
+
+
 def refuse_data_folder(config: TrainConfig, out: Path) -> None:
     """Refuse to write a run into the data that it reads, or into an export or a checkpoint.
 
