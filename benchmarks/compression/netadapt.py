@@ -7,9 +7,9 @@ adapts the packaged indoor network on ONNX Runtime, learns from and decides on N
 `--runtime openvino` asks another engine, `--model` and `--train` another network. Stop it at any time (Ctrl-C): the
 same command goes on where it was, at the last finished proposal or the last saved state of a training.
 
-On two cores about 4 core-hours: a tenth for the table of pieces (kept in OUT/latency.sqlite), 40 minutes for some 11
-turns (34 proposals each, judged on 40 pictures; 4 of them fine-tuned for 10 iterations, the chosen one for 40), and
-the 2,000 iterations at the end with the test pictures. Let nothing else run beside the last part, which takes times.
+With the options that docs/compression.md gives about 2 core-hours: three minutes for the table of pieces (kept in
+OUT/latency.sqlite), 40 for 8 turns (6 to 12 proposals each, judged on 40 pictures), an hour for the 2,400 iterations
+at the end. Let nothing else run beside the last part, which takes times.
 """
 
 from __future__ import annotations

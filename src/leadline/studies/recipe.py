@@ -68,8 +68,8 @@ class Recipe(BaseModel):
                 raise ConfigError("a step decides by accuracy", where=one.step, why="no `validation`", mend=mend)
         for before, after in zip(self.steps, self.steps[1:], strict=False):
             if before.bundles:
-                why = f"{before.step} gives a bundle, which holds no network any more"
-                raise ConfigError("no step can follow", where=after.step, why=why, mend=f"put {before.step} last")
+                why = f"it gives a bundle, which holds no network any more; {after.step} stands behind it"
+                raise ConfigError("no step can follow", where=before.step, why=why, mend=f"put {before.step} last")
         return self
 
 

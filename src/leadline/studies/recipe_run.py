@@ -12,7 +12,7 @@ from leadline import __version__
 from leadline.bundle import Bundle, load_bundle, write_bundle
 from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.compression import Place
-from leadline.errors import BundleError, CheckpointError, ConfigError, OutputError
+from leadline.errors import BundleError, CheckpointError, ConfigError, LeadlineError, OutputError
 from leadline.output import check_writable, output_lock, refuse_finished, sha256_file, write_atomic
 from leadline.reference import load_exportable, load_model
 from leadline.studies.before_after import RUNS, measure
@@ -101,8 +101,9 @@ def run_steps(
     network: LoadedModel | None = start.source
     for number, step in enumerate(recipe.steps, start=1):
         if network is None:
-            why = f"{results[-1].step} gave a bundle, which holds no network any more"
-            raise ConfigError("no step can follow", where=step.step, why=why, mend=f"put {results[-1].step} last")
+            last = results[-1].step
+            why = f"it gave a bundle, which holds no network any more; {step.step} stands behind it"
+            raise ConfigError("no step can follow", where=last, why=why, mend=f"put {last} last")
 
         def tell(line: str, label: str = f"[{number}/{len(recipe.steps)}] {step.step}") -> None:
             say(f"{label}: {line}")
@@ -215,7 +216,12 @@ def _finished(folder: Path, key: str, number: int, step: Step) -> Result | None:
 def _done(step: Step, network: LoadedModel, place: Place, given: dict[str, Any], key: str, number: int) -> Result:
     """Do a step, keep its result with its lineage, and write down that it is done."""
     place.folder.mkdir(parents=True, exist_ok=True)
-    made = step.apply(network, place)
+    try:
+        made = step.apply(network, place)
+    except LeadlineError:
+        if not any(place.folder.iterdir()):
+            place.folder.rmdir()  # refused at once: there is nothing to go on with
+        raise
     options = step.model_dump(mode="json", exclude={"step"})
     entry = {
         "step": step.step,

@@ -211,6 +211,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
+_FORMS = {  # how values of pydantic's kinds are written
+    **dict.fromkeys(("tuple_type", "list_type"), "write a list, as in [a, b]"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "write a mapping, as in {key: value}"),
+}
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
     """`why` and `mend` for one fault that pydantic found, with `did you mean` for an unknown key or name.
 
@@ -232,7 +238,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
     if first["type"] == "union_tag_not_found":
         return {"why": f"{place} does not say which", "mend": f"add {first['ctx']['discriminator']}: ..."}
     said = first["msg"].removeprefix("Value error, ")
-    return {"why": f"{place}: {said}" if place else said, "mend": ""}
+    return {"why": f"{place}: {said}" if place else said, "mend": _FORMS.get(first["type"], "")}
 
 
 def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
