@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,6 @@ def test_a_trial_that_was_cut_off_is_tried_again(tmp_path: Path) -> None:
     class Killed(Exception):
         pass
 
-    from dataclasses import replace
-
     def killing(line: str) -> None:
         if line.startswith("1/1"):  # of the training
             raise Killed
@@ -201,3 +200,13 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, changes: dict[str, Any],
 def test_no_default_space_for_other_architectures() -> None:
     with pytest.raises(ConfigError, match="no default space 'depth-anything-v2'"):
         checked_space(tiny_models.vit(), {})
+
+
+def test_a_size_that_the_space_does_not_choose_stays_the_recipe_s() -> None:
+    source = tiny_models.cnn()
+    small = replace(source, contract=source.contract.at((96, 64)))
+    assert source.config is not None
+    made = network(small, {"kernel": 3}, seed=0, inherit=False, imagenet=False).contract.input
+    assert (made.height, made.width) == (96, 64)
+    chosen = network(small, {"size": [64, 96]}, seed=0, inherit=False, imagenet=False).contract.input
+    assert (chosen.height, chosen.width) == (64, 96)

@@ -102,7 +102,8 @@ def network(source: LoadedModel, chosen: Mapping[str, Any], *, seed: int, inheri
     if inherit:
         _inherit(model, source.model)
     made = module.contract(config)
-    taken = {key: getattr(made.input, key) for key in ("height", "width", "mean", "std")}
+    sides = ("height", "width") if chosen.keys() & {SIZE, "height", "width"} else ()  # else the recipe's
+    taken = {key: getattr(made.input, key) for key in (*sides, "mean", "std")}
     changes = {"input": source.contract.input.model_copy(update=taken), "output": made.output}
     contract = source.contract.model_copy(update=changes)
     return replace(source, model=model.eval(), contract=contract, config=config)
