@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -297,6 +299,21 @@ def test_fine_tuning_killed_between_iterations_ends_as_if_it_had_not_been(model:
     given = load_checkpoint(Path(stopped.ref)).lineage[-1]["given"]["train"]
     assert [term["loss"] for term in given["objectives"]] == ["silog", "gradient"]  # chosen by the data
     assert "threads" not in given
+
+
+def test_a_stop_that_comes_with_the_last_iteration_stops_the_recipe(model: str, tmp_path: Path) -> None:
+    recipe = Recipe(model=model, train=TRAIN, steps=[FineTune(iterations=1), Scaled()])
+
+    def stop(line: str) -> None:
+        if "1/1 loss" in line:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(recipe, begin(recipe, tmp_path), tmp_path, stop)
+    assert Scaled.calls == []
+    lines: list[str] = []
+    ran(recipe, tmp_path, lines)
+    assert not any("1/1 loss" in line for line in lines)  # the finished training is not done again
 
 
 def test_a_bundle_keeps_what_it_holds_and_gets_its_lineage(model: str, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def tune(
 
     with zeros_kept(model) if keep_zeros else _unchanged():
         result = fit(config, start, folder or place.folder / "training", on_progress=tell)
-        if result.interrupted:
+        if result.interrupted or result.asked:  # its last iteration is not the recipe's
             raise KeyboardInterrupt
         if keep_zeros:
             settle(result.model)

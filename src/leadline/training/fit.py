@@ -60,6 +60,7 @@ class Result:
         contract: what the network learned to take and give.
         iteration: iterations done.
         interrupted: whether it was stopped before its end.
+        asked: whether a stop was asked for, perhaps when nothing was left to stop.
         skipped: samples that could not be read, and why.
         unpaired: items of the data sets that were left out from the start (pictures without depth, and the reverse).
         auxiliary: the modules that were trained beside the network, on the CPU.
@@ -76,6 +77,7 @@ class Result:
     skipped: dict[str, str]
     unpaired: dict[str, str]
     auxiliary: dict[str, nn.Module] = field(default_factory=dict)
+    asked: bool = False
     begun: int = 0
     waiting: float = 0.0
     leads: bool = True
@@ -182,6 +184,7 @@ def fit(
         skipped=skipped,
         unpaired=mix.unpaired,
         auxiliary=dict(learner.auxiliary.cpu().items()),
+        asked=stop.asked,
         begun=begun,
         waiting=lost / spent if spent else 0.0,
         leads=team.leads,
