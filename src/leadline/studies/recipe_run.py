@@ -14,7 +14,7 @@ from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.compression import Place
 from leadline.errors import BundleError, CheckpointError, ConfigError, LeadlineError, OutputError
 from leadline.output import check_writable, output_lock, refuse_finished, sha256_file, write_atomic
-from leadline.reference import load_exportable, load_model
+from leadline.reference import load_model
 from leadline.studies.before_after import RUNS, measure
 from leadline.studies.recipe_start import begin
 from leadline.studies.results import SOURCE, Result
@@ -131,7 +131,7 @@ def step_key(network: LoadedModel, step: Step, given: dict[str, Any]) -> str:
     """SHA-256 over all that decides what a step makes: the network, the options, the parts of the recipe it reads."""
     files = {key: sha256_file(path) for key, path in step if isinstance(path, Path) and path.is_file()}
     facts = {"leadline": __version__, "network": network_hash(network), "step": step.model_dump(mode="json")}
-    models = {ref: network_hash(load_exportable(ref)) for ref in step.named_models()}
+    models = {ref: network_hash(load_model(ref)) for ref in step.named_models()}
     named = {key: hashes for key, hashes in (("files", files), ("models", models)) if hashes}
     return _hash(facts | {"given": given} | named)
 

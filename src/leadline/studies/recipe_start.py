@@ -13,7 +13,7 @@ from leadline.errors import ConfigError
 from leadline.evaluation.protocols import get_protocol
 from leadline.evaluation.scoring import check_truth
 from leadline.evaluation.splits import choose_split
-from leadline.reference import load_exportable
+from leadline.reference import load_exportable, load_model
 from leadline.runtimes.base import ExportOptions, refuse_precision, required
 from leadline.studies.ground_truth import WITHOUT_TRUTH, choose_protocol, scenes_for
 from leadline.studies.optimize import refuse_inside
@@ -80,7 +80,7 @@ def _refuse_missing(step: Step) -> None:
         if isinstance(value, Path) and not value.exists():
             raise ConfigError("no such file", where=value, why=f"{key} of {step.step}")
     for reference in step.named_models():
-        load_exportable(reference)
+        load_model(reference)
 
 
 def _trained(recipe: Recipe, source: LoadedModel, out: Path) -> tuple[dict[str, Any], str]:
