@@ -197,7 +197,7 @@ def test_impossible_budget(tmp_path: Path, pictures: Path) -> None:
     ("changes", "message"),
     [
         ({"groups": ("mobilenet.13.4",)}, "no such group of channels 'mobilenet.13.4'. Did you mean"),
-        ({"metric": "delta9"}, "no such metric 'delta9'"),
+        ({"metric": "agreement"}, "no such metric 'agreement'"),
     ],
 )
 def test_wrong_options(changes: dict[str, Any], message: str, tmp_path: Path, pictures: Path) -> None:

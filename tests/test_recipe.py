@@ -263,6 +263,8 @@ def test_a_network_that_nothing_could_load_again_is_refused(model: str, tmp_path
         ({"score": Judged(data=SCENES, first=3)}, "empty part"),
         ({"validation": Judged(data="nowhere")}, "no such file"),
         ({"train": {"sources": [{"data": "nowhere"}]}, "steps": [FineTune()]}, "no such file"),
+        ({"calibration": Pictures(data="rendered:room,count=0")}, "count"),
+        ({"calibration": Pictures(data="nowhere")}, "no such file"),
         ({"model": "nowhere"}, "neither a zoo name"),
         ({"train": TRAIN, "steps": [Scaled(), FineTune(teacher="nowhere")]}, "neither a zoo name"),
         ({"steps": [Scaled(), {"step": "prune-channels", "plan": {"conv5.3": 8}}]}, "no such group of channels"),

@@ -63,6 +63,7 @@ def test_a_recipe_without_a_name_for_the_model_of_its_training_file(tmp_path: Pa
         ({"steps": [{**FINETUNE, "iterations": 0}]}, ("iterations", "greater than or equal to 1")),
         ({"steps": [{"iterations": 1}]}, ("not a step", "finetune")),
         ({"steps": [3]}, ("not a step", "got 3")),
+        ({"steps": [{"step": "netadapt", "metric": "delta11"}]}, ("no such metric 'delta11'", "did you mean 'delta1'")),
         ({"steps": []}, ("steps", "at least 1")),
         ({"steps": "finetune"}, ("steps", "list")),
         ({"score": {"dta": SCENES}}, ("score.dta", "Did you mean 'data'")),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from leadline.compression.base import Place, Step
 from leadline.compression.channel_plan import Bar, draw_plan
@@ -37,6 +37,7 @@ from leadline.compression.recalibrate import norms_of, pictures
 from leadline.compression.resources import Macs, Resource, ResourceName, Weights, latency_on, narrowed, shapes_of
 from leadline.compression.tuning import configured, tune
 from leadline.errors import ConfigError, DataError, closest, one_line
+from leadline.evaluation.metrics import LABELS
 from leadline.output import write_atomic
 from leadline.reference import load_model
 
@@ -98,6 +99,13 @@ class NetAdapt(Step):
     table: str | None = Field(default=None, description="file of measured pieces; in the step's folder where absent")
     ray: bool = Field(default=False, description="proposals on a Ray cluster that sees the same folder")
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str | None) -> str | None:
+        if metric is not None and metric not in LABELS:
+            raise ValueError(f"no such metric {metric!r}: {closest(metric, LABELS)}")
+        return metric
 
     def check(self, source: LoadedModel) -> None:
         """Refuse groups that the network does not have, and `recalibrate` without batch norm."""

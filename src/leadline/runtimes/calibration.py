@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from leadline.contract import Contract
+    from leadline.data.dataset import Dataset
     from leadline.runtimes.base import Calibration, ExportOptions
 
 BINS, LEVELS = 2048, 128  # of |x|; 128 levels are one sign's half of INT8
@@ -73,17 +74,36 @@ def _pictures(source: str | Path | None, count: int, seed: int, split: str | Non
         for index in range(count):
             yield render(seed + index, height=height, width=width, scene=("room", "street")[index % 2]).image
         return
-    files = _picture_files(Path(source))
-    if files:
-        from leadline.image import read_image
+    from leadline.data.dataset import Dataset
+    from leadline.image import read_image
 
-        for index in _choice(len(files), count, seed):
-            with _named_as_calibration():
-                picture = read_image(files[index])
-            yield picture
-        return
+    held = _opened(source, split)
+    for index in _choice(len(held), count, seed):
+        with _named_as_calibration():
+            picture = held[index].image if isinstance(held, Dataset) else read_image(held[index])
+        yield picture
+
+
+def refuse_empty(source: str | Path, split: str | None = None) -> None:
+    """Look whether there are pictures to calibrate with, and read none.
+
+    Args:
+        source: as for `calibration_inputs`.
+        split: of a data set.
+
+    Raises:
+        DataError: the source does not exist or holds no picture.
+    """
+    _opened(source, split)
+
+
+def _opened(source: str | Path, split: str | None) -> Dataset | list[Path]:
+    """What the pictures are read from: the files of a folder, or a data set; never empty."""
     from leadline.data.dataset import open_dataset
 
+    files = _picture_files(Path(source))
+    if files:
+        return files
     try:
         dataset = open_dataset(str(source), split)
     except DataError as error:
@@ -94,10 +114,7 @@ def _pictures(source: str | Path | None, count: int, seed: int, split: str | Non
         raise DataError("no pictures to calibrate with", where=source, why=why, mend=mend) from error
     if not len(dataset):
         raise DataError("no pictures to calibrate with", where=source, mend="name a folder with pictures")
-    for index in _choice(len(dataset), count, seed):
-        with _named_as_calibration():
-            picture = dataset[index].image
-        yield picture
+    return dataset
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from leadline.evaluation.scoring import check_truth
 from leadline.evaluation.splits import choose_split
 from leadline.reference import load_exportable, load_model
 from leadline.runtimes.base import ExportOptions, refuse_precision, required
+from leadline.runtimes.calibration import refuse_empty
 from leadline.studies.ground_truth import WITHOUT_TRUTH, choose_protocol, scenes_for
 from leadline.studies.optimize import refuse_inside
 from leadline.studies.recipe import OF_THE_START, checked, said_values
@@ -60,6 +61,8 @@ def begin(recipe: Recipe, out: Path) -> Beginning:
         source = replace(source, contract=source.contract.at(recipe.target.size))
     for what, data in (("calibration", recipe.calibration.data), ("model", recipe.model)):
         refuse_inside(out, what, data)
+    if recipe.calibration.data is not None and any("calibration" in step.needs() for step in recipe.steps):
+        refuse_empty(recipe.calibration.data, recipe.calibration.split)
     for step in recipe.steps:
         _refuse_missing(step)
     for step in itertools.takewhile(lambda one: not one.rebuilds, recipe.steps):
