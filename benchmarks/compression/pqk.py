@@ -2,9 +2,9 @@ r"""A tenth of FP32's size: zeros that only an archive makes small, by PQK or st
 
     python benchmarks/compression/pqk.py --out ../runs/pqk
 
-Sizes are shares of the FP32 parameters of the network that it starts from: `dense` has one byte for each INT8 weight,
-`deflated` is the same in an archive (zlib, level 9), where zeros count; an engine unpacks them and gains no time. The
-goal is 0.1 in either with at most 0.02 of delta1 lost. Three ways, each with INT8 training at its end:
+Sizes are shares of the FP32 parameters of the network that it starts from, or of `--whole`: `dense` has one byte for
+each INT8 weight, `deflated` is the same in an archive (zlib, level 9), where zeros count; an engine unpacks them and
+gains no time. The goal is 0.1 in either with at most 0.02 of delta1 lost. Three ways, each ending in INT8 training:
 
 - `--amounts`: PQK with these shares of zeros. It prunes in INT8 arithmetic, batch norms folded.
 - `--zeros`: PQK's parts one after the other. Zeros rise in float, where batch norms follow them; the pruned network
@@ -63,19 +63,23 @@ def main() -> None:
     parser.add_argument("--zeros", default="0.75", help="shares of zeros step by step")
     parser.add_argument("--macs", default="0.4", help="shares of the MACs kept by channel pruning")
     parser.add_argument("--iterations", type=int, default=1000, help="of phase 1; phase 2 takes half as many")
+    parser.add_argument(
+        "--whole", help="network that sizes and changes are counted from, and the teacher; --model if absent"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="peak of phase 1; phase 2 takes half of it")
     options = parser.parse_args()
     bench = Bench(options)
-    floating = bench.score(options.model)
-    whole = 4 * sum(value.numel() for value in load_model(options.model).model.parameters())
+    first = options.whole or options.model
+    floating = bench.score(first)
+    whole = 4 * sum(value.numel() for value in load_model(first).model.parameters())
     shares = options.amounts, options.zeros, options.macs
     numbers = [[float(each) for each in text.split(",") if each] for text in shares]
     print(bench.heading(floating) + "\n")
     print(f"| engine | network | {METRIC} | change | zeros | dense | deflated | file, MB | goal |")
     print("|---" * 9 + "|")
-    print(f"| PyTorch | float | {said(floating.summary()[METRIC])} | | | 1.000 | | {whole / 1e6:.2f} | |")
+    print(f"| PyTorch | {first} | {said(floating.summary()[METRIC])} | | | 1.000 | | {whole / 1e6:.2f} | |")
     for engine in options.engine or ["onnxruntime"]:
-        for name, steps in rows(*numbers, options.iterations, options.learning_rate, options.model).items():
+        for name, steps in rows(*numbers, options.iterations, options.learning_rate, first).items():
             try:
                 made = bench.made(engine, steps)
             except LeadlineError as error:

@@ -45,13 +45,18 @@ FUTURE = [
     Row("static INT8, SmoothQuant 0.5", [{**STATIC, "smooth": 0.5}]),
     Row("static INT8, at most 0.003 lost", [{**STATIC, "max_drop": 0.003}]),
 ]
-NARROW = {"step": "prune-channels", "ratio": 0.3, "importance": "taylor", "iterations": 1000}
-TRAINED = [
-    Row("pruned 50 %, gradual", [{**prune(0.5), "gradual": {"rounds": 4, "iterations": 250}}]),
-    Row("30 % of the channels off, fine-tuned", [NARROW]),
-    Row("the same + static INT8", [NARROW, STATIC]),
-    Row("QAT", [{"step": "qat"}, STATIC]),
-]
+
+
+def trained(iterations: int) -> list[Row]:
+    """Rows that need `--train`."""
+    narrow = {"step": "prune-channels", "ratio": 0.3, "importance": "taylor", "iterations": iterations}
+    gradual = {"rounds": 4, "iterations": max(1, iterations // 4)}
+    return [
+        Row("pruned 50 %, gradual", [{**prune(0.5), "gradual": gradual}]),
+        Row("30 % of the channels off, fine-tuned", [narrow]),
+        Row("the same + static INT8", [narrow, STATIC]),
+        Row("QAT", [{"step": "qat"}, STATIC]),
+    ]
 
 
 def more(path: Path | None) -> list[Row]:
@@ -87,9 +92,10 @@ def main() -> None:
     parser.add_argument("--runtime", default="onnxruntime", help="torch is the study's engine, with files in float")
     parser.add_argument("--study-only", action="store_true", help="the study's four rows alone")
     parser.add_argument("--only", action="append", default=None, help="rows whose name holds this; may be repeated")
+    parser.add_argument("--iterations", type=int, default=1000, help="of each fine-tuning, with --train")
     parser.add_argument("--rows", type=Path, default=None, help="more rows (YAML)")
     options = parser.parse_args()
-    wanted = STUDY if options.study_only else [*STUDY, *FUTURE, *(TRAINED if options.train else [])]
+    wanted = STUDY if options.study_only else [*STUDY, *FUTURE, *(trained(options.iterations) if options.train else [])]
     rows = [*wanted, *more(options.rows)]
     if options.only is not None:
         rows = [row for row in rows if any(text in row.name for text in options.only)]
