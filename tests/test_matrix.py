@@ -133,7 +133,9 @@ class TestMistakes:
         assert flat.accuracy
         flat = flat.model_copy(update={"accuracy": flat.accuracy.model_copy(update={"degenerate": 60, "inverted": 4})})
         said = suspicions([flat])
-        assert said[0] == "60 of 64 predictions of tensorrt fp16 560x560 are constant"
+        assert (
+            said[0] == "60 of 64 predictions of tensorrt fp16 560x560 are constant, or next to nothing beside the truth"
+        )
         assert said[1].endswith("have near and far exchanged")
         assert [
             one.row.latency and one.row.latency.p50 for one in best_per_batch([flat, row((672, 672), 1, 9.0)], 0.01)

@@ -119,6 +119,7 @@ def test_long_text_folds_at_words_on_a_terminal_only(monkeypatch):
 def test_one_packaged_model(packaged):
     shown = command("house")
     assert "Apache-2.0" in shown
+    assert "made by  train" in shown
     assert "| nyu-eigen | 0.731 | 0.175 |" in shown
     details = json.loads(command("house", "--json"))
     assert details["lineage"] == [{"step": "train", "epochs": 3}]

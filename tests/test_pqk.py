@@ -56,6 +56,12 @@ class TestMasks:
         assert rule.share(50) == pytest.approx(0.8 * (1 - 0.5**3))
         assert rule.share(100) == rule.share(500) == pytest.approx(0.8)
 
+    def test_the_whole_amount_is_reached_where_the_ramp_ends(self, network: QuantisedNetwork) -> None:
+        rule = Pruning(0.5, ramp=6, every=20, scope="layer", depthwise=False)
+        for number in range(1, 7):
+            rule(network, number)
+        assert zeros(network)[LAYER] == pytest.approx(0.5, abs=0.02)
+
     def test_the_smallest_of_each_layer_go_and_depthwise_ones_stay(self, network: QuantisedNetwork) -> None:
         choose(network, 0.5)
         grid, weight = held(network)

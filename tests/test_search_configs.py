@@ -115,14 +115,13 @@ def test_a_search_judges_each_configuration_once_and_goes_on(tmp_path: Path) -> 
     again: list[str] = []
     found = step(trials=6, first=first).apply(source, place(tmp_path, again))
     assert not any(line.startswith(("trial 0", "trial 1")) for line in again)
-    assert sum(": as trial " in line for line in again) >= 2  # the space has four configurations
     whole: list[str] = []
     step(trials=6, first=first).apply(source, place(tmp_path / "whole", whole))
     assert [line for line in whole if line.startswith("trial")] == [
         line for line in lines + again if line.startswith("trial")
     ]
     document = json.loads((tmp_path / "front.json").read_text())
-    assert len({json.dumps(each["chosen"]) for each in document["points"]}) == len(document["points"]) <= 4
+    assert len({json.dumps(each["chosen"]) for each in document["points"]}) == len(document["points"]) == 4
     assert document["accuracy"] == "delta1 (plain)"
     size = found.contract.input.height, found.contract.input.width
     assert document["chosen"]["resource"] == count_macs(found.model, size)
@@ -149,14 +148,14 @@ def test_latency_is_measured_on_the_target_on_one_scale(tmp_path: Path) -> None:
 def test_failed_trials_are_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     lines: list[str] = []
     good, bad = ({"lateral": False, "decoder_widths.1": width} for width in (16, 8))  # the encoder's is 16
-    space = {"lateral": [False], "decoder_widths.1": [16, 8]}
+    space = {"lateral": [False, True], "decoder_widths.1": [16, 8]}
     step(space=space, trials=2, first=[bad, good], iterations=0).apply(tiny_models.cnn(), place(tmp_path, lines))
     assert "lateral=False decoder_widths=8: failed: bad fastdepth configuration" in lines[1]
     document = json.loads((tmp_path / "front.json").read_text())
     assert list(document["failed"]) == ["lateral=False decoder_widths=8"]
     assert [each["name"] for each in document["points"]] == ["lateral=False decoder_widths=16"]
     with pytest.raises(ConfigError, match="no trial of the search could be judged"):
-        step(space={**space, "decoder_widths.1": [8]}, trials=1).apply(tiny_models.cnn(), place(tmp_path / "none"))
+        step(space=space, trials=1, first=[bad]).apply(tiny_models.cnn(), place(tmp_path / "none"))
 
 
 def test_a_trial_that_was_cut_off_is_tried_again(tmp_path: Path) -> None:
@@ -188,6 +187,10 @@ def test_without_optuna_the_message_says_how_to_install_it(tmp_path: Path, monke
         ({"space": {"decoder_widths.7": [1, 2]}}, "no such element"),
         ({"space": {"kernel": []}}, "at least one and distinct"),
         ({"space": {"kernel": [3, 3]}}, "at least one and distinct"),
+        ({"space": {"encoder": ["resnet18", "resnet99"]}}, "impossible choice in the space 'encoder: resnet99'"),
+        ({"space": {"decoder_widths.0": [8, -8]}}, "impossible choice in the space 'decoder_widths.0: -8'"),
+        ({"space": {"size": [[64, 96], [33, 47]]}}, r"impossible choice in the space 'size: \[33, 47\]'"),
+        ({"space": {"size": [224]}}, "impossible choice in the space 'size: 224'"),
         ({"first": [{"decoder_widths.0": 17}]}, "`first` has 17"),
         ({"max_resource": 1.0}, "no network within 1 MACs"),
     ],

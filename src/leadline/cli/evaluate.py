@@ -193,7 +193,9 @@ def _remarks(one: Evaluation) -> list[str]:
     if one.count("n/a"):
         lines.append(f"without valid ground truth (n/a): {one.count('n/a')}")
     if one.count("degenerate"):
-        why = "constant, or next to nothing beside the truth: the figures say nothing about the scene"
+        from leadline.evaluation.scoring import DEGENERATE
+
+        why = f"{DEGENERATE}: the figures say nothing about the scene"
         lines.append(f"DEGENERATE predictions: {one.count('degenerate')} ({why})")
     if one.count("inverted"):
         lines.append(f"INVERTED predictions: {one.count('inverted')} (near and far exchanged: is the kind right?)")

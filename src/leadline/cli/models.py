@@ -173,6 +173,9 @@ def _show(details: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{'size':>13}  {details['bytes'] / 1e6:.1f} MB")
     for label, text in _contract_lines(details["contract"]):
         typer.echo(folded(f"{label:>13}  ", text))
+    if details.get("lineage"):
+        steps = ", then ".join(str(entry.get("step", "?")) for entry in details["lineage"])
+        typer.echo(folded(f"{'made by':>13}  ", steps))
     typer.echo("\nThe whole contract and lineage: --json")
     if details.get("card"):
         _card(details["card"].strip())

@@ -26,7 +26,8 @@ SIZE = ("M par.", "G MACs", "MB", "zipped")
 COST = ("ms p50", "IQR", "x faster", "peak MiB")
 FOOT = (
     "Accuracy and time of a checkpoint are of its FP32 export to the target, of a bundle of the bundle itself; MB are "
-    "weights or engine files, zipped what zeros are worth; x faster is against the source in the same rounds, in turn."
+    "weights or engine files, zipped the same after DEFLATE, where zeros and rounding to FP16 count; x faster is "
+    "against the source in the same rounds, in turn."
 )
 
 
@@ -73,6 +74,7 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
 def _print(outcome: Outcome) -> None:
     from leadline.cli.terminal import print_whole, wide_console
     from leadline.evaluation.bootstrap import FEW
+    from leadline.evaluation.scoring import DEGENERATE
 
     source = outcome.rows[0].accuracy
     assert source is not None
@@ -87,7 +89,7 @@ def _print(outcome: Outcome) -> None:
         if row.status != "measured":
             lines.append(f"{row.status.value} {one.label}: {row.reason}")
         elif row.accuracy is not None and row.accuracy.degenerate:
-            lines.append(f"{one.label}: {row.accuracy.degenerate} constant predictions")
+            lines.append(f"{one.label}: {row.accuracy.degenerate} predictions are {DEGENERATE}")
     notes = dict.fromkeys(note for row in outcome.rows for note in row.notes)
     lines += [f"note: {note}" for note in notes]
     for line in (*lines, f"Result: {outcome.results[-1].ref}"):
@@ -102,18 +104,17 @@ def _scattered(outcome: Outcome) -> list[str]:
         (one.label, row.latency) for one, row in zip(outcome.results, outcome.rows, strict=True) if row.latency
     ]
     source = outcome.rows[0].latency
-    wide = [
-        label
-        for label, latency in latencies
-        if latency.iqr > SCATTERED * latency.p50
-        or (source is not None and abs(latency.reference_p50 - source.p50) > SCATTERED * source.p50)
-    ]
+    wide = []
+    for label, latency in latencies:
+        if source is not None and abs(latency.reference_p50 - source.p50) > SCATTERED * source.p50:
+            wide.append(f"{label} (in its rounds the source took {latency.reference_p50:.2f} ms)")
+        elif latency.iqr > SCATTERED * latency.p50:
+            wide.append(label)
     if not wide:
         return []
-    names = ", ".join(wide)
     return [
-        f"Caution: times of {names} scatter (IQR above {SCATTERED:.0%} of the median, or the source's time in the same "
-        f"rounds that far from row 0's): x faster may be noise; run it again on an idle machine, with more --runs."
+        f"Caution: times of {', '.join(wide)} scatter by more than {SCATTERED:.0%}: x faster may be noise; "
+        "run it again on an idle machine, with more --runs."
     ]
 
 

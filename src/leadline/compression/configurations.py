@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 Space = dict[str, list[Any]]
 
 SIZE = "size"  # stands for height and width
+TRIED = 100  # configurations that a choice is tried in before it is called impossible
 FAMILY: Space = {
     "encoder": ["efficientnet-lite0", "efficientnet-lite0-short"],
     "kernel": [3, 5],
@@ -63,7 +66,28 @@ def checked_space(source: LoadedModel, space: Space) -> Space:
             raise ConfigError("no such element in the space", where=key, why=f"{name} is {values[name]}")
         if not choices or len({json.dumps(choice) for choice in choices}) < len(choices):
             raise ConfigError("choices of a key must be at least one and distinct", where=key, why=f"got {choices}")
+    for key, choices in space.items():
+        for choice in choices:
+            _refuse_impossible(source.architecture, values, space, key, choice)
     return space
+
+
+def _refuse_impossible(name: str, values: dict[str, Any], space: Space, key: str, choice: Any) -> None:
+    """Refuse a choice that no configuration can hold: neither the source's nor any of TRIED drawn from the space."""
+    draw = random.Random(0)
+    others = ({one: draw.choice(choices) for one, choices in space.items()} for _ in range(TRIED))
+    first: ConfigError | None = None
+    for other in itertools.chain([{}], others):
+        try:
+            parse_config(name, _values(values, {**other, key: choice}))
+        except ConfigError as error:
+            first = first or error
+        except (TypeError, ValueError) as error:  # a `size` that is no pair
+            raise ConfigError("impossible choice in the space", where=f"{key}: {choice}", why=str(error)) from error
+        else:
+            return
+    assert first is not None
+    raise ConfigError("impossible choice in the space", where=f"{key}: {choice}", why=first.why) from first
 
 
 def count(space: Space) -> int:

@@ -86,7 +86,10 @@ class DeepIoT(Step):
             _save(place.folder / STATE, pair, done, self)
             share = float(costs.of(self.resource, kept)) / whole
             place.say(f"threshold {threshold:.3f}: {self.resource} {share:.3f}, critic's loss {pair.baseline.mean:.4f}")
-        kept = self._least(chart, costs, whole, pair.probabilities(), kept)
+        least = self._least(chart, costs, whole, pair.probabilities(), kept)
+        if not torch.equal(least, kept):
+            place.say("the last threshold takes more than was asked: the likeliest of what it takes stay")
+        kept = least
         self._report(chart, costs, whole, kept, place)
         found = keep(replace(source, model=pair.released()), chart.named(kept))
         if not self.finetune:

@@ -112,7 +112,7 @@ class Pruning:
 
     def __call__(self, network: QuantisedNetwork, number: int) -> None:
         """Before training pass `number`, counted from 1."""
-        if number % self.every == 0 or number == 1:
+        if number % self.every == 0 or number in (1, self.ramp):
             choose(network, self.share(number), self.scope, depthwise=self.depthwise)
 
     def share(self, number: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from leadline.compression.front import Point, choose, front, write
 from leadline.compression.judging import judge, needed
 from leadline.compression.resources import Macs, ResourceName, Weights
 from leadline.compression.tuning import configured, tune
-from leadline.errors import ConfigError, DataError, LeadlineError, OutputError, UnavailableError
+from leadline.errors import ConfigError, DataError, LeadlineError, OutputError, UnavailableError, sides
 from leadline.evaluation.protocols import get_protocol
 from leadline.output import write_atomic
 from leadline.training.batches import Mix
@@ -52,12 +53,16 @@ class SearchConfigs(Step):
 
     step: Literal["search-configs"] = "search-configs"
     space: dict[str, list[Any]] = Field(
-        default={}, description="choices by key of the configuration; `decoder_widths.0` is one width, `size` a pair"
+        default={},
+        description="choices by key of the configuration; `decoder_widths.0` is one width, `size` a pair; absent: "
+        "encoders, kernels, decoder widths and sizes of FastDepth's family, which are said",
     )
     first: list[dict[str, Any]] = Field(
         default=[], description="configurations that are tried first, such as those of hand-made networks"
     )
-    trials: Annotated[int, Field(ge=1)] = Field(default=30, description="configurations drawn, repetitions included")
+    trials: Annotated[int, Field(ge=1)] = Field(
+        default=30, description="different configurations; all of a smaller space"
+    )
     population: Annotated[int, Field(ge=2)] = Field(default=10, description="configurations of a generation")
     iterations: Annotated[int, Field(ge=0)] = Field(
         default=300, description="training of each; 0: the source's weights, with statistics of batch norms anew"
@@ -72,6 +77,11 @@ class SearchConfigs(Step):
     references: list[str] = Field(default=[], description="models to compare the front with, as they are")
     finetune: Annotated[int, Field(ge=0)] = Field(default=0, description="iterations of the chosen network at the end")
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def check(self, source: LoadedModel) -> None:
+        """Refuse a space that makes no sense for the network; Optuna must be here."""
+        _optuna()
+        self._refuse_outside(checked_space(source, self.space))
 
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
         """The chosen network of the front.
@@ -88,7 +98,7 @@ class SearchConfigs(Step):
         given = self._given(place, meter)
         with _study(optuna, place.folder / STORAGE, self._facts(source, space)) as study:
             self._resume(optuna, study, space)
-            while _tried(optuna, study) < self.trials:
+            while _tried(optuna, study) < min(self.trials, count(space)):
                 study.sampler = self._sampler(optuna, study)
                 self._trial(optuna, study, study.ask(), space, source, place, meter)
             points, failed = _results(optuna, study, space)
@@ -101,7 +111,8 @@ class SearchConfigs(Step):
         beaten = [other.name for other in given if best.beats(other)]
         place.say(f"chosen: {best.name}, {axes[0]} {best.accuracy:.4f}, {best.resource:.4g} {UNITS[self.resource]}")
         if given:
-            place.say(f"better in both than {', '.join(beaten) or 'none of the given models'}")
+            names = ", ".join(beaten)
+            place.say(f"better in both than {names}" if beaten else "it beats none of the given models in both")
         saved = load_checkpoint(_folder(place, best.chosen) / "checkpoint")
         found = replace(source, model=saved.model(), contract=saved.contract, config=saved.config)
         if not self.finetune:
@@ -114,6 +125,13 @@ class SearchConfigs(Step):
         if protocol.truth == "model":
             mend = "name a validation set with depth, and a protocol such as `plain`"
             raise ConfigError("a search needs ground truth", where=protocol.label, mend=mend)
+        self._refuse_outside(space)
+        if not self.space:
+            place.say(f"no `space` is given: {'; '.join(f'{key}: {choices}' for key, choices in space.items())}")
+        trials = min(self.trials, count(space))
+        place.say(f"{count(space)} configurations, {trials} trials of {self.iterations} iterations")
+
+    def _refuse_outside(self, space: Space) -> None:
         for values in self.first:
             for key, value in values.items():
                 if key not in space or value not in space[key]:
@@ -121,7 +139,6 @@ class SearchConfigs(Step):
                     raise ConfigError("not in the space", where=key, why=f"`first` has {value}", mend=mend)
         if len(set(map(_key, self.first))) < len(self.first):
             raise ConfigError("`first` names a configuration twice")
-        place.say(f"{count(space)} configurations, {self.trials} trials of {self.iterations} iterations")
 
     def _facts(self, source: LoadedModel, space: Space) -> dict[str, Any]:
         """What must stay the same for a search to go on."""
@@ -154,6 +171,7 @@ class SearchConfigs(Step):
         earlier = _same(optuna, study, trial)
         if earlier is not None:
             place.say(f"trial {trial.number}: {label(drawn)}: as trial {earlier.number}")
+            study.enqueue_trial(self._untried(optuna, study, space))
             trial.set_user_attr("same_as", earlier.number)
             for name, value in earlier.user_attrs.items():
                 trial.set_user_attr(name, value)
@@ -172,6 +190,15 @@ class SearchConfigs(Step):
         trial.set_user_attr("interval", [low, high])
         study.tell(trial, [accuracy, resource])
         place.say(f"trial {trial.number}: {label(drawn)}: {accuracy:.4f}, {resource:.4g} {UNITS[self.resource]}")
+
+    def _untried(self, optuna: Any, study: Any, space: Space) -> dict[str, str]:
+        """A random configuration that no trial has judged yet, instead of one that was drawn again."""
+        known = [trial.params for trial in _ended(optuna, study)]
+        draw = random.Random(f"{self.seed} {len(known)}")
+        while True:  # ends: the search does before all are known
+            found = {key: json.dumps(draw.choice(choices)) for key, choices in space.items()}
+            if found not in known:
+                return found
 
     def _judged(
         self, source: LoadedModel, drawn: Mapping[str, Any], place: Place, meter: _Meter
@@ -210,7 +237,9 @@ class SearchConfigs(Step):
             loaded = load_model(reference)
             figure = judge(loaded.model, loaded.contract, place).summary()[_metric(place)]
             points.append(Point(loaded.name, figure.value, figure.low, figure.high, meter(loaded), {}))
-            place.say(f"given: {loaded.name}: {figure.value:.4f}, {points[-1].resource:.4g} {UNITS[self.resource]}")
+            size = sides((loaded.contract.input.height, loaded.contract.input.width))
+            cost = f"{points[-1].resource:.4g} {UNITS[self.resource]}"
+            place.say(f"given, at its own {size}: {loaded.name}: {figure.value:.4f}, {cost}")
         return points
 
 
@@ -302,9 +331,15 @@ def _study(optuna: Any, path: Path, facts: dict[str, Any]) -> Iterator[Any]:
 
 
 def _tried(optuna: Any, study: Any) -> int:
-    """Trials that ended, except those that were cut off."""
+    """Configurations that were judged or failed."""
+    return len(_ended(optuna, study))
+
+
+def _ended(optuna: Any, study: Any) -> list[Any]:
+    """Trials that were judged or failed, without those that were cut off or drew a configuration again."""
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
-    return sum(trial.state == states[0] or "failure" in trial.user_attrs for trial in study.get_trials(states=states))
+    ended = [one for one in study.get_trials(states=states) if "same_as" not in one.user_attrs]
+    return [one for one in ended if one.state == states[0] or "failure" in one.user_attrs]
 
 
 def _same(optuna: Any, study: Any, trial: Any) -> Any:

@@ -89,14 +89,10 @@ def tune(
         if keep_zeros:
             settle(result.model)
     kept = {"name": source.contract.name, "provenance": source.contract.provenance}
-    contract = result.contract.model_copy(update=kept | _terms(source, config))
+    data = tuple(dict.fromkeys((*source.contract.training_data, *result.contract.training_data)))
+    terms = {"training_data": data, "licence": config.licence or source.contract.licence}  # of both trainings
+    contract = result.contract.model_copy(update=kept | terms)
     return replace(source, model=result.model.eval(), contract=contract, quantization=None)
-
-
-def _terms(source: LoadedModel, config: TrainConfig) -> dict[str, Any]:
-    """Licence and data of the source stay, those of the run come beside them."""
-    data = (*source.contract.training_data, *config.training_data)
-    return {"training_data": tuple(dict.fromkeys(data)), "licence": config.licence or source.contract.licence}
 
 
 class _Kept(nn.Module):

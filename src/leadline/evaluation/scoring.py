@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MIN_PIXELS = 10  # fewer valid pixels give no figure (SPEC.md 6.4)
 
 
+DEGENERATE = "constant, or next to nothing beside the truth"
+
+
 @dataclass(frozen=True)
 class Score:
     """What one prediction scored.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from leadline.evaluation.scoring import DEGENERATE
 from leadline.studies.caution import SCATTERED
 from leadline.studies.measurement import Status
 from leadline.studies.recommend import NAMES, drop
@@ -123,7 +124,7 @@ def _constant(rows: Sequence[Measurement]) -> list[str]:
     for row in _once(rows):
         assert row.accuracy
         for count, what in (
-            (row.accuracy.degenerate, "are constant"),
+            (row.accuracy.degenerate, f"are {DEGENERATE}"),
             (row.accuracy.inverted, "have near and far exchanged"),
         ):
             if count:

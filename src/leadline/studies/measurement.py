@@ -59,7 +59,7 @@ class Accuracy(_Row):
         scored: pictures with figures.
         unmeasured: pictures without valid ground truth.
         failed: pictures that could not be read or predicted.
-        degenerate: pictures whose prediction was constant.
+        degenerate: pictures whose prediction was constant, or next to nothing beside the truth.
         inverted: pictures whose prediction had near and far exchanged.
         other_protocol: the same protocol with and without alignment exchanged, where the model's metres allow both.
         other: figures under it, by metric.

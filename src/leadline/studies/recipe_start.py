@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +64,10 @@ def begin(recipe: Recipe, out: Path) -> Beginning:
         refuse_empty(recipe.calibration.data, recipe.calibration.split)
     for step in recipe.steps:
         _refuse_missing(step)
-    for step in itertools.takewhile(lambda one: not one.rebuilds, recipe.steps):
+    for step in recipe.steps:
         step.check(source)
+        if step.rebuilds:
+            break
     train, learned = _trained(recipe, source, out)
     score, notices = _scored(recipe, source, out)
     if recipe.validation is not None:

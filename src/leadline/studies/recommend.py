@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leadline.evaluation.bootstrap import FEW
+from leadline.evaluation.scoring import DEGENERATE
 from leadline.studies.caution import caution, pictures
 from leadline.studies.measurement import Status
 from leadline.studies.units import megabytes, milliseconds, run_and_picture, speedup
@@ -96,7 +97,7 @@ def _faults(row: Measurement, limits: Limits) -> list[str]:
     if drop(row) > limits.max_drop:
         found.append(f"{NAMES.get(row.accuracy.primary, row.accuracy.primary)} drops by {drop(row):.3f}")
     if row.accuracy.degenerate:
-        found.append(f"{row.accuracy.degenerate} constant predictions")
+        found.append(f"{row.accuracy.degenerate} predictions are {DEGENERATE}")
     if limits.max_ms is not None and row.latency.p50 > limits.max_ms:
         per_run = " per run" if row.batch > 1 else ""
         found.append(f"{milliseconds(row.latency.p50)} ms{per_run} is over {limits.max_ms:g} ms")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leadline.evaluation.metrics import HIGHER_IS_BETTER
+from leadline.evaluation.scoring import DEGENERATE
 from leadline.studies.measurement import Accuracy, Latency, Status
 from leadline.studies.pareto import pareto_front
 
@@ -93,7 +94,7 @@ def _remarks(row: Measurement, measured: Sequence[Measurement]) -> list[str]:
     accuracy = row.accuracy
     assert accuracy
     if accuracy.degenerate:
-        found.append(f"{accuracy.degenerate} of {accuracy.scored} predictions are constant")
+        found.append(f"{accuracy.degenerate} of {accuracy.scored} predictions are {DEGENERATE}")
     if accuracy.failed:
         found.append(f"{accuracy.failed} pictures could not be read or predicted")
     shared = shared_notes(measured)
