@@ -140,7 +140,9 @@ class TestPictures:
         for index in range(6):
             folder = tmp_path / "deep" / str(index % 2)
             folder.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (40, 30), (index * 40, 0, 0)).save(folder / f"{index}.png")
+            picture = np.zeros((30, 40, 3), np.uint8)
+            picture[..., 0], picture[:15, :, 1] = index * 40, 90
+            Image.fromarray(picture).save(folder / f"{index}.png")
         inputs = calibration_inputs(tmp_path, CONTRACT, (64, 32), 4, seed=3)
         assert [each.shape for each in inputs] == [(1, 3, 64, 32)] * 4
         reds = {round(float(each[0, 0].mean() * 255)) for each in inputs}
@@ -160,6 +162,17 @@ class TestPictures:
     def test_a_folder_without_pictures_says_so(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"no pictures to calibrate with .* Name a folder with pictures"):
             calibration_inputs(tmp_path, CONTRACT)
+
+    def test_pictures_of_one_colour_are_refused(self, tmp_path: Path) -> None:
+        for index in range(3):
+            Image.new("RGB", (40, 30), (index, 0, 0)).save(tmp_path / f"{index}.png")
+        with pytest.raises(DataError, match=r"calibration pictures show nothing .* each of the 3 pictures"):
+            calibration_inputs(tmp_path, CONTRACT)
+
+    def test_a_reference_may_name_the_split(self, tmp_path: Path) -> None:
+        root = tiny_datasets.nyu(tmp_path)
+        assert len(calibration_inputs(f"{root}#train", CONTRACT)) == 3
+        assert len(calibration_inputs(f"{root}#test", CONTRACT)) == 2
 
     def test_a_broken_picture_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "broken.png").write_bytes(b"not a picture")

@@ -107,7 +107,7 @@ class TestVerdict:
         assert told["accuracy"]["value"] > 0.9
         reference = load_bundle(place.folder / "fp32")
         assert told["size_ratio"] == pytest.approx(bundle.size_bytes / reference.size_bytes, abs=1e-4)
-        assert said == told["words"]
+        assert said[-len(told["words"]) :] == told["words"]
         assert "INT8 is faster here" in " ".join(said)
         assert bundle.lineage[-1]["step"] == "export"
         assert bundle.lineage[-1]["bias_correction"] is True
@@ -226,8 +226,8 @@ class TestMixedPrecision:
             return ranges | {layer.input[0]: (low / 100, high / 100)}
 
         monkeypatch.setattr(mixed_precision, "calibrated", cut)
-        place = Place(tmp_path)
-        mixture(cnn(), runtime("onnxruntime"), options, place, 1.0, lambda _: change(0.0))
+        place, changes = Place(tmp_path), iter([change(-2.0), change(0.0)])
+        mixture(cnn(), runtime("onnxruntime"), options, place, 1.0, lambda _: next(changes))
         losses = json.loads((tmp_path / STATE).read_bytes())["losses"]
         assert max(losses, key=lambda name: losses[name]) == ruined[0]
         assert losses[ruined[0]] > 3 * float(np.median(list(losses.values())))

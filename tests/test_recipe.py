@@ -269,6 +269,7 @@ def test_a_network_that_nothing_could_load_again_is_refused(model: str, tmp_path
         ({"train": TRAIN, "steps": [Scaled(), FineTune(teacher="nowhere")]}, "neither a zoo name"),
         ({"steps": [Scaled(), {"step": "prune-channels", "plan": {"conv5.3": 8}}]}, "no such group of channels"),
         ({"steps": [Scaled(), {"step": "quantize", "runtime": "openvin"}]}, "openvino"),
+        ({"steps": [Scaled(), {"step": "quantize", "precision": "palettised"}]}, "palettised"),
         ({"steps": [Scaled(), {"step": "prune-channels", "ratio": 0.2, "sensitivity": "no.json"}]}, "no such file"),
     ],
 )

@@ -27,6 +27,7 @@ TRAIN: dict[str, Any] = {"sources": [{"data": SCENES, "split": "train"}], "batch
 class Slow(Step):
     """Say so many lines, each of which takes a minute of a clock that the test holds."""
 
+    trains: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset()
     minutes_gone: ClassVar[list[int]] = [0]
 
@@ -79,6 +80,19 @@ def test_recipes_are_tried_in_their_order_until_the_budget_ends(model: str, tmp_
     Slow.minutes_gone[0] = 0
     again = search(model, Training(TRAIN, minutes=5), Target(runtime="torch"), tmp_path, lines.append)
     assert [made for made, _ in again.networks] == ["recipe 0", "recipe 1", "recipe 3", "recipe 4"]  # done ones cost 0
+
+
+@pytest.mark.usefixtures("_clock")
+def test_a_step_that_keeps_no_state_ends_and_is_not_done_again(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slow, "trains", False)
+    made = []
+    for _ in range(2):
+        Slow.minutes_gone[0] = 0
+        found = search(model, Training(TRAIN, minutes=0.5), Target(runtime="torch"), tmp_path, lambda line: None)
+        made.append(len(found.networks))
+    assert made == [1, 2]
 
 
 def test_only_steps_that_exist_and_have_their_data_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,13 @@ def rows_of(found: Sensitivity, part: str) -> dict[tuple[str, float], Row]:
     return {(row.change, row.value): row for row in found.rows if row.part == part}
 
 
+def test_without_ground_truth_the_unchanged_network_is_the_truth(tmp_path: Path, data: Path) -> None:
+    source = tiny_models.cnn()
+    found = analyse(source, place(tmp_path, data, protocol="fidelity"), "pruning", values=(0.9,), blocks=False)
+    assert (found.metric, found.base.value) == ("agreement", 1.0)
+    assert min(row.figure.value for row in found.rows) < 1.0
+
+
 def test_the_layer_that_matters_is_found_with_its_exact_loss(tmp_path: Path, data: Path) -> None:
     """Without its 4 smallest weights the output is 2.0, without 6 it is 1.5: AbsRel by hand on 2.0, 2.1 and 2.2 m."""
     said: list[str] = []
@@ -85,6 +92,8 @@ def test_the_layer_that_matters_is_found_with_its_exact_loss(tmp_path: Path, dat
     assert rows["zeros", 0.5].difference.value == pytest.approx(error(2.0) - error(2.1), abs=1e-6)
     assert rows["zeros", 0.75].difference.value == pytest.approx(error(1.5) - error(2.1), abs=1e-6)
     assert found.loss(rows["zeros", 0.75]) > 0.2
+    assert "is of mean, the network is other" in found.note("other")
+    assert found.note("mean") == ""
     for part in ("block.0", "block.2", "block"):
         assert all(row.difference.value == 0 for row in rows_of(found, part).values())
     assert rows_of(found, "block")["zeros", 0.5].weights == 3 * 8 + 8 * 8
@@ -162,7 +171,7 @@ def test_a_stopped_analysis_goes_on_and_measures_nothing_twice(
     wider = analyse(network(), place(tmp_path, data), "pruning", values=(0.5, 0.9))
     assert len(calls) == 7 + 1 + 4
     assert len(wider.rows) == 8
-    with pytest.raises(ConfigError, match=r"another settings\. Choose another --out"):
+    with pytest.raises(ConfigError, match=r"another limit\. Choose another --out"):
         analyse(network(), place(tmp_path, data, limit=2), "pruning", values=(0.5,))
     other = network()
     with torch.no_grad():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from leadline.cli import INTERRUPTED
 from leadline.cli.options import DEFAULT_MODEL, Json, Out, Reference, Threads
 from leadline.cli.terminal import print_whole
 
@@ -91,7 +92,12 @@ def command(
         target=Target(threads=threads),
         say=say,
     )
-    found = analyse(load_model(reference), place, chosen, values=numbers, only=only or (), blocks=blocks, metric=metric)
+    source = load_model(reference)
+    try:
+        found = analyse(source, place, chosen, values=numbers, only=only or (), blocks=blocks, metric=metric)
+    except KeyboardInterrupt:
+        say(f"interrupted: what is done is kept in {out}; the same command goes on there")
+        raise typer.Exit(INTERRUPTED) from None
     files = write_report(found, out)
     if json:
         typer.echo(found.model_dump_json(indent=2))

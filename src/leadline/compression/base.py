@@ -110,11 +110,12 @@ class Step(_Options):
         """Whether the step, with these options, needs `validation` in the recipe."""
         return self.judges
 
-    def check(self, source: LoadedModel) -> None:
+    def check(self, source: LoadedModel, target: Target) -> None:
         """Refuse what is wrong whatever the steps before do, before any of them begins.
 
         Args:
             source: the network that the recipe begins with; no step between changes names, or adds channels.
+            target: engine and device of the recipe.
 
         Raises:
             ConfigError, UnavailableError: as `apply` would, later.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from leadline.compression.base import Place, Step
+from leadline.compression.base import Place, Step, Target
 from leadline.compression.graph import groups, keep
 from leadline.compression.importance import Importance, strongest
 from leadline.compression.measure import scored
@@ -72,7 +72,7 @@ class PruneChannels(Step):
         """To train between rounds, or to look at gradients."""
         return bool(self.iterations) or "taylor" in (self.importance, self.fallback)
 
-    def check(self, source: LoadedModel) -> None:
+    def check(self, source: LoadedModel, target: Target) -> None:
         """Refuse names that the network does not have."""
         if source.architecture is not None and (self.plan or self.exclude):
             whole = groups(source)
@@ -89,7 +89,7 @@ class PruneChannels(Step):
         whole = groups(source)
         limits = Limits(self.multiple, self.min_width, self.exclude)
         limits.check(whole)
-        goal = self._goal(source, whole, limits)
+        goal = self._goal(source, whole, limits, place)
         result = source
         for number in range(1, self.rounds + 1):
             if self.rounds > 1:
@@ -113,7 +113,7 @@ class PruneChannels(Step):
                 result = tune(result, place, changes, folder=place.folder / f"round-{number:02d}")
         return result
 
-    def _goal(self, source: LoadedModel, found: list[Group], limits: Limits) -> dict[str, int] | None:
+    def _goal(self, source: LoadedModel, found: list[Group], limits: Limits, place: Place) -> dict[str, int] | None:
         """Final widths where they do not depend on scores."""
         if self.plan is not None:
             return checked_plan(found, self.plan)
@@ -121,7 +121,10 @@ class PruneChannels(Step):
             return None
         if self.sensitivity is None:
             return by_ratio(found, self.ratio, limits)
-        amounts = per_layer_amounts(Sensitivity.load(self.sensitivity), self.ratio, kind="channels")
+        measured = Sensitivity.load(self.sensitivity)
+        if note := measured.note(source.name):
+            place.say(note)
+        amounts = per_layer_amounts(measured, self.ratio, kind="channels")
         names = {group.name for group in found}
         if strange := sorted(set(amounts) - names):
             why = f"{source.name} has no group {strange[0]!r}"

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 REMEMBERED_BYTES = 512 * 2**20
 
 
-def judge(model: nn.Module, contract: Contract, place: Place, *, reference: str | None = None) -> Evaluation:
+def judge(
+    model: nn.Module, contract: Contract, place: Place, *, reference: str | Predictor | None = None
+) -> Evaluation:
     """Score a network in PyTorch on the validation data.
 
     Args:
         model: float32, in eval mode.
         contract: of the network.
         place: names the data.
-        reference: model reference that counts as truth under `fidelity`.
+        reference: model reference, or an opened model, that counts as truth under `fidelity`.
 
     Raises:
         ConfigError: the recipe has no `validation`.

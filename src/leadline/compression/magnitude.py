@@ -84,7 +84,7 @@ class PruneMagnitude(Step):
                 that is not in the registry.
             DataError: the sensitivity file cannot be used.
         """
-        rule = self._rule()
+        rule = self._rule(source, place)
         if isinstance(source.model, OnnxNetwork):
             return self._bundle(source, source.model, rule, place)
         if self.gradual is None:
@@ -99,7 +99,7 @@ class PruneMagnitude(Step):
             source = tune(source, place, changes, folder=place.folder / f"round-{number:02d}", keep_zeros=True)
         return source
 
-    def _rule(self) -> Rule:
+    def _rule(self, source: LoadedModel, place: Place) -> Rule:
         if self.sensitivity is None:
             return Rule(
                 amount=self.amount or 0.0,
@@ -112,7 +112,10 @@ class PruneMagnitude(Step):
         from leadline.compression.sensitivity import Sensitivity, per_layer_amounts
 
         assert self.amount is not None
-        amounts = per_layer_amounts(Sensitivity.load(self.sensitivity), self.amount)
+        measured = Sensitivity.load(self.sensitivity)
+        if note := measured.note(source.name):
+            place.say(note)
+        amounts = per_layer_amounts(measured, self.amount)
         return Rule(amounts=amounts, layers=self.layers, exclude=self.exclude, output_layer=self.output_layer)
 
     def _bundle(self, source: LoadedModel, file: OnnxNetwork, rule: Rule, place: Place) -> Bundle:

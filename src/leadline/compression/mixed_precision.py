@@ -82,11 +82,18 @@ def mixture(
     options = replace(options, ranges=calibrated(ready, options))
     kept = _State(place.folder / STATE)
     named = [name for name in layers(ready) if name not in options.exclude]
-    loss = _losses(ready, named, options, kept, place)
-    order = sorted(named, key=lambda name: -loss[name])
+    order: list[str] = []
+
+    def first(count: int) -> list[str]:
+        """The most sensitive layers; they are ranked only where INT8 throughout is not enough."""
+        if count and not order:
+            place.say(f"ranking {len(named)} layers")
+            loss = _losses(ready, named, options, kept, place)
+            order.extend(sorted(named, key=lambda name: -loss[name]))
+        return order[:count]
 
     def chosen(count: int) -> ExportOptions:
-        out = {*order[:count], *options.exclude}
+        out = {*first(count), *options.exclude}
         return replace(options, exclude=with_neighbours(ready, out) if out else ())
 
     def attempt(count: int) -> Interval:
@@ -95,11 +102,11 @@ def mixture(
                 found = change(adapter.export(source, chosen(count), Path(folder)))
             kept.trials[str(count)] = asdict(found)
             kept.save()
-            place.say(f"{count} of {len(order)} layers in float: change {found.value:+.4f}, limit {-max_drop:+.4f}")
+            place.say(f"{count} of {len(named)} layers in float: change {found.value:+.4f}, limit {-max_drop:+.4f}")
         return Interval(**kept.trials[str(count)])
 
-    count, measured = _fewest(len(order), attempt, max_drop, source.name)
-    return Mixture(tuple(order[:count]), len(order), chosen(count), measured)
+    count, measured = _fewest(len(named), attempt, max_drop, source.name)
+    return Mixture(tuple(first(count)), len(named), chosen(count), measured)
 
 
 def _fewest(layers: int, attempt: Try, max_drop: float, name: str) -> tuple[int, Interval]:

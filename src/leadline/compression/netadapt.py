@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from leadline.compression.base import Place, Step
+from leadline.compression.base import Place, Step, Target
 from leadline.compression.channel_plan import Bar, draw_plan
 from leadline.compression.finetune import with_term
 from leadline.compression.graph import groups
@@ -107,7 +107,7 @@ class NetAdapt(Step):
             raise ValueError(f"no such metric {metric!r}: {closest(metric, LABELS)}")
         return metric
 
-    def check(self, source: LoadedModel) -> None:
+    def check(self, source: LoadedModel, target: Target) -> None:
         """Refuse groups that the network does not have, and `recalibrate` without batch norm."""
         if source.architecture is None:
             return
@@ -124,7 +124,7 @@ class NetAdapt(Step):
             why = "channels are taken out of the architectures of `leadline models`"
             raise ConfigError("cannot adapt", where=source.name, why=why)
         needed(place)
-        self.check(source)
+        self.check(source, place.target)
         if self.iterations or self.winner_iterations or self.final_iterations or self.importance == "taylor":
             configured(source, place, self._brief(1, 0))
         if self.recalibrate:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from leadline.bundle import Bundle, load_bundle, write_bundle
-from leadline.compression.base import Place, Step
+from leadline.compression.base import Place, Step, Target
 from leadline.compression.judging import needed
 from leadline.compression.mixed_precision import Mixture, mixture
 from leadline.compression.verdict import accuracy_change, verdict
@@ -68,10 +68,9 @@ class Quantize(Step):
         """To hold a limit of accuracy."""
         return self.max_drop is not None
 
-    def check(self, source: LoadedModel) -> None:
+    def check(self, source: LoadedModel, target: Target) -> None:
         """Refuse an engine that is not here or cannot hold the precision."""
-        if self.runtime is not None:
-            refuse_precision(required(self.runtime), self._options(self.method or "minmax"))
+        refuse_precision(required(self.runtime or target.runtime), self._options(self.method or "minmax"))
 
     def apply(self, source: LoadedModel, place: Place) -> Bundle:
         """A bundle in `place.folder / "bundle"`, its `details["verdict"]` in words and figures.
@@ -93,20 +92,23 @@ class Quantize(Step):
             needed(place)
         if static:
             pictures = place.calibration
+            place.say(f"reading at most {pictures.count} pictures to calibrate with")
             inputs = calibration_inputs(
                 pictures.data, source.contract, options.size, pictures.count, split=pictures.split
             )
             options = replace(options, calibration=inputs)
+        place.say(f"exporting FP32 and {self.precision} to {name}")
         reference = _exported_once(
             source, name, replace(ExportOptions(), size=options.size, cache=options.cache), place
         )
         mixed: Mixture | None = None
         if self.max_drop is not None:
-            place.say(f"ranking layers, then trying how many must leave INT8 for a loss of at most {self.max_drop:g}")
+            place.say(f"trying how many layers must leave INT8 for a loss of at most {self.max_drop:g}")
             measure = accuracy_change(reference, place)
             mixed = mixture(source, adapter, options, place, self.max_drop, measure)
             options = mixed.options
         bundle = export_bundle(source, name, options, place.folder / "bundle", pictures=place.calibration.data)
+        place.say("measuring against FP32")
         told = verdict(bundle, reference, place)
         details = {**bundle.details, "verdict": told}
         if mixed is not None:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from leadline.compression.base import Place, Step
+from leadline.compression.base import Place, Step, Target
 from leadline.compression.tuning import configured
 from leadline.errors import ConfigError, NumericalError
 from leadline.training.batches import Mix, ahead
@@ -38,7 +38,7 @@ class Recalibrate(Step):
     step: Literal["recalibrate"] = "recalibrate"
     batches: Annotated[int, Field(ge=1)] = Field(default=20, description="that are looked at")
 
-    def check(self, source: LoadedModel) -> None:
+    def check(self, source: LoadedModel, target: Target) -> None:
         """Refuse a network without batch norm."""
         norms_of(source.model, source.name)
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 
 from leadline.checkpoint import load_checkpoint, save_checkpoint
-from leadline.compression.base import Place, Step
+from leadline.compression.base import Place, Step, Target
 from leadline.compression.configurations import Space, checked_space, count, label, network
 from leadline.compression.front import Point, choose, front, write
 from leadline.compression.judging import judge, needed
@@ -78,7 +78,7 @@ class SearchConfigs(Step):
     finetune: Annotated[int, Field(ge=0)] = Field(default=0, description="iterations of the chosen network at the end")
     seed: Annotated[int, Field(ge=0)] = 0
 
-    def check(self, source: LoadedModel) -> None:
+    def check(self, source: LoadedModel, target: Target) -> None:
         """Refuse a space that makes no sense for the network; Optuna must be here."""
         _optuna()
         self._refuse_outside(checked_space(source, self.space))

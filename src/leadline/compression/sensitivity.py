@@ -119,6 +119,10 @@ class Sensitivity(_Typed):
             raise DataError("unfinished sensitivity file", where=file, why=why, mend="run the same command to its end")
         return found
 
+    def note(self, name: str) -> str:
+        """What to say where the file is used on a network of another name; empty where it fits."""
+        return "" if name == self.model else f"the sensitivity file is of {self.model}, the network is {name}"
+
     def save(self, folder: Path) -> None:
         """Write `sensitivity.json`, completely or not at all.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -16,7 +17,11 @@ from leadline.compression.sensitivity_trials import ACTIVATION_BITS, Bench, Tria
 from leadline.errors import ConfigError, closest
 from leadline.evaluation.evaluate import Evaluation, paired
 from leadline.evaluation.metrics import HIGHER_IS_BETTER
+from leadline.evaluation.protocols import get_protocol
 from leadline.output import output_lock
+from leadline.predictor import Predictor
+from leadline.runtimes.base import SessionOptions
+from leadline.runtimes.torch_eager import open_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +73,8 @@ def analyse(
     judged = needed(place)
     with output_lock(place.folder):
         began = time.perf_counter()
-        base = judge(source.model, source.contract, place)
+        truth = _unchanged(source, place) if get_protocol(judged.protocol).truth == "model" else None
+        base = judge(source.model, source.contract, place, reference=truth)
         each = (time.perf_counter() - began) / max(len(base.rows), 1)
         found = _begun(source, place, kind, _metric(base, metric), base)
         done = {row.key: row for row in found.rows}
@@ -76,7 +82,7 @@ def analyse(
         place.say(_cost(len(missing), len(trials), len(base.rows), each))
         bench = Bench(source, place, kind, judged.data, judged.split)
         for number, trial in enumerate(missing, start=1):
-            row = _row(trial, judge(bench.changed(trial), source.contract, place), base, found.metric)
+            row = _row(trial, judge(bench.changed(trial), source.contract, place, reference=truth), base, found.metric)
             bench.restore()
             done[row.key] = row
             found = found.model_copy(update={"rows": _ordered(trials, done), "finished": False})
@@ -87,6 +93,12 @@ def analyse(
         found = found.model_copy(update={"rows": _ordered(trials, done), "finished": True})
         found.save(place.folder)
     return found
+
+
+def _unchanged(source: LoadedModel, place: Place) -> Predictor:
+    """The network as it is, which counts as truth under `fidelity`; changes are made in place, not in this copy."""
+    model = copy.deepcopy(source.model)
+    return Predictor(open_model(model, source.contract, SessionOptions(threads=place.target.threads)))
 
 
 def _checked(kind: SensitivityKind, values: Sequence[float] | None) -> list[float]:
@@ -136,7 +148,11 @@ def _begun(source: LoadedModel, place: Place, kind: SensitivityKind, metric: str
     same = ("kind", "fingerprint", "settings", "metric")
     other = [name for name in same if getattr(held, name) != getattr(fresh, name)]
     if other:
-        why = f"it holds an analysis of {held.model} with another {' and '.join(other)}"
+        names = [name for name in other if name != "settings"]
+        if "settings" in other:
+            every = {**held.settings, **fresh.settings}
+            names += [key for key in every if held.settings.get(key) != fresh.settings.get(key)]
+        why = f"it holds an analysis of {held.model} with another {', '.join(names)}"
         raise ConfigError("cannot continue", where=place.folder, why=why, mend="choose another --out")
     return held
 

@@ -157,13 +157,14 @@ def open_dataset(reference: str, split: str | None = None, *, skip_bad: bool = F
 
     Args:
         reference: `rendered`, a path whose format is recognised, or `FORMAT:PATH`. A format's options follow the path
-            as in `kitti-raw:PATH?camera=3&rule=bit-faithful`.
-        split: a part of it (`train`, `test`, ...), as the format defines; None for its default.
+            as in `kitti-raw:PATH?camera=3&rule=bit-faithful`, a part of it follows all as in `PATH#train`.
+        split: the part, where the reference does not name it (`train`, `test`, ...); None for the format's default.
         skip_bad: leave incomplete items out (`problems()` lists them) instead of refusing the data set.
 
     Raises:
         DataError: unknown format, missing path, a layout that no format recognises, or incomplete items.
     """
+    reference, split = _apart(reference, split)
     name, _, rest = reference.partition(":")
     if name not in FORMATS:
         name, rest = _recognised(reference), reference
@@ -174,6 +175,18 @@ def open_dataset(reference: str, split: str | None = None, *, skip_bad: bool = F
         mend = "`leadline data check` lists them all; --skip-bad leaves them out"
         raise DataError("incomplete data set", where=reference, why=why, mend=mend)
     return dataset
+
+
+def _apart(reference: str, split: str | None) -> tuple[str, str | None]:
+    """`DATA#SPLIT` as data and split, unless something at that very path exists."""
+    data, mark, named = reference.rpartition("#")
+    name, _, rest = reference.partition(":")
+    if not mark or Path(rest if name in FORMATS else reference).exists():
+        return reference, split
+    if split is not None and split != named:
+        why = f"the reference names {named!r}, the split is {split!r}"
+        raise DataError("two parts of a data set", where=reference, why=why, mend="name one of them")
+    return data, named
 
 
 def split_options(reference: str, known: Mapping[str, tuple[str, ...]]) -> tuple[Path, dict[str, str]]:

@@ -122,7 +122,7 @@ def evaluate(
     if not rows:
         raise DataError("no picture can be read", where=dataset.name, why=f"the first: {unread[0]}")
     if protocol.truth == "data" and all(row["reason"] == _NO_DEPTH for row in rows):
-        mend = "compare with the uncompressed model: --protocol fidelity --against REF"
+        mend = "compare with the uncompressed model: --protocol fidelity, for `evaluate` with --against REF"
         raise DataError("no ground truth in the data set", where=dataset.name, mend=mend)
     notes = notices + pinned.misfits(dataset.max_depth, sizes.most_common(1)[0][0] if sizes else None)
     notes += _notes(dataset, total, focal_correction)

@@ -95,6 +95,7 @@ class Timing:
         failure: one line.
         failure_status: exit status of the error behind it: 2 where the user can mend it, 1 where an engine failed.
         device_mib: largest memory that the engine held on an accelerator, MiB; None where it says nothing of it.
+        waited: share of the time in which its threads wanted a core and had none, 0 to 1; None where unknown.
     """
 
     ref: str
@@ -110,6 +111,7 @@ class Timing:
     failure: str = ""
     failure_status: int = 0
     device_mib: float | None = None
+    waited: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -283,6 +285,7 @@ class _Plan:
             (facts["size"][0], facts["size"][1]),
             tuple(facts["notes"]),
             device_mib=ending.get("device_mib"),
+            waited=ending.get("waited"),
         )
         return timing, fault
 

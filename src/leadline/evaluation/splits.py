@@ -18,7 +18,7 @@ def choose_split(reference: str, split: str | None) -> tuple[str | None, str]:
     Returns:
         The split, and a note in words where it was chosen here.
     """
-    if split is not None:
+    if split is not None or "#" in reference:  # the reference may name one
         return split, ""
     try:
         test, every = (open_dataset(reference, name, skip_bad=True) for name in (TEST, None))

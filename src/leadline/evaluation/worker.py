@@ -6,11 +6,13 @@ crash, abort or hang of the engine costs this process only. `leadline.evaluation
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
@@ -48,6 +50,7 @@ class Worker:
         self.picture = pictures[0]
         self.values = np.concatenate([stretched.prepare(picture) for picture in pictures])
         self.baseline = before
+        self.waits: list[list[int]] = []
         return {
             "engine": self.session.engine,
             "name": self.contract.name,
@@ -59,7 +62,10 @@ class Worker:
     def run(self, runs: int) -> dict[str, Any]:
         """Time the engine alone; milliseconds of each run, and of its parts where the engine tells them apart."""
         parts: list[dict[str, float]] = []
-        return {"ms": timed(lambda: self.session.run(self.values), runs, lambda: self._note(parts)), "parts": parts}
+        before = ran_and_waited()
+        times = timed(lambda: self.session.run(self.values), runs, lambda: self._note(parts))
+        self.waits.append([after - first for first, after in zip(before, ran_and_waited(), strict=True)])
+        return {"ms": times, "parts": parts}
 
     def _note(self, parts: list[dict[str, float]]) -> None:
         told = self.session.last_parts()
@@ -79,6 +85,11 @@ class Worker:
         found = self.session.profile(self.values, runs)
         return {"layers": None if found is None else [asdict(layer) for layer in found]}
 
+    def _waited(self) -> float | None:
+        """Share of the time in which the runs' threads waited for a core; None where the system does not say."""
+        ran, waited = (sum(each[k] for each in self.waits) for k in (0, 1))
+        return waited / (ran + waited) if ran + waited else None
+
     def around(self, runs: int) -> dict[str, Any]:
         """Time preparing a 480 x 640 picture and restoring the map to its size; milliseconds of each run."""
         output = self.session.run(self.values)[:1]
@@ -97,7 +108,19 @@ class Worker:
             "model_mib": peak - self.baseline,
             "device_mib": self.session.device_mib(),
             "precision_ran": self.session.precision_ran,
+            "waited": self._waited(),
         }
+
+
+def ran_and_waited() -> tuple[int, int]:
+    """Nanoseconds that this process's threads ran, and waited for a core; zeros where Linux does not tell."""
+    found = [0, 0]
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError):  # a thread that ended
+            ran, waited = path.read_text().split()[:2]
+            found[0] += int(ran)
+            found[1] += int(waited)
+    return found[0], found[1]
 
 
 def timed(call: Callable[[], object], runs: int, after: Callable[[], None] = lambda: None) -> list[float]:

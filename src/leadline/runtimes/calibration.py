@@ -57,13 +57,20 @@ def calibration_inputs(
         Arrays 1 x 3 x h x w float32, all of one size.
 
     Raises:
-        DataError: the source does not exist or holds no picture.
+        DataError: the source does not exist, holds no picture, or only pictures of one colour.
         ImageReadError: a picture cannot be read.
     """
     from leadline.runtimes.base import bundle_contract
 
     fixed = bundle_contract(contract, size, dynamic=False)
-    return [fixed.prepare(picture) for picture in _pictures(source, count, seed, split)]
+    inputs, plain = [], True
+    for picture in _pictures(source, count, seed, split):
+        plain = plain and not picture.std(axis=(0, 1)).any()
+        inputs.append(fixed.prepare(picture))
+    if plain:
+        why = f"each of the {len(inputs)} pictures has one colour all over"
+        raise DataError("calibration pictures show nothing", where=source, why=why, mend="name usual pictures")
+    return inputs
 
 
 def _pictures(source: str | Path | None, count: int, seed: int, split: str | None) -> Iterator[NDArray[np.uint8]]:

@@ -91,9 +91,18 @@ def run_recipe(
 
 
 def run_steps(
-    recipe: Recipe, start: Beginning, out: Path, say: Callable[[str], None], processes: int = 1
+    recipe: Recipe,
+    start: Beginning,
+    out: Path,
+    say: Callable[[str], None],
+    processes: int = 1,
+    may_go_on: Callable[[], None] = lambda: None,
 ) -> list[Result]:
-    """The source, and what each step makes of the one before; see `run_recipe`."""
+    """The source, and what each step makes of the one before; see `run_recipe`.
+
+    `may_go_on` is asked where a stop loses nothing, and raises to stop: between steps, and at each line of progress of
+    a step that trains, since it keeps its state.
+    """
     import torch
 
     threads = torch.get_num_threads()  # a step that predicts may change it, and training is not to notice
@@ -108,16 +117,22 @@ def run_steps(
         def tell(line: str, label: str = f"[{number}/{len(recipe.steps)}] {step.step}") -> None:
             say(f"{label}: {line}")
 
+        def heard(line: str, told: Callable[[str], None] = tell, trains: bool = step.needs_train()) -> None:
+            told(line)
+            if trains:
+                may_go_on()
+
         given = _given(recipe, start, step)
         key = step_key(network, step, given)
         folder = out / f"{number:02d}-{step.step}-{key[:8]}"
         result = _finished(folder, key, number, step)
         if result is None:
+            may_go_on()
             tell(f"begins in {folder}" if not folder.exists() else f"goes on in {folder}")
             parts = _parts(recipe, start, step)
             if "train" in parts:
                 parts["train"] = {"threads": threads, **parts["train"]}
-            place = Place(folder=folder, say=tell, processes=processes, **parts)
+            place = Place(folder=folder, say=heard, processes=processes, **parts)
             result = _done(step, network, place, given, key, number)
             tell(f"done: {result.ref}")
         else:

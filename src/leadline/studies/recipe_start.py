@@ -65,7 +65,7 @@ def begin(recipe: Recipe, out: Path) -> Beginning:
     for step in recipe.steps:
         _refuse_missing(step)
     for step in recipe.steps:
-        step.check(source)
+        step.check(source, recipe.target)
         if step.rebuilds:
             break
     train, learned = _trained(recipe, source, out)
@@ -135,8 +135,8 @@ def _check(judged: Judged, source: LoadedModel, out: Path) -> None:
 
 def _same_pictures(one: Judged, other: Judged) -> bool:
     """Whether two parts of one data set overlap."""
-    a, b = ((each.data.partition("#")[0], each.split) for each in (one, other))
-    if a != b:
+    a, b = (each.data.partition("#") for each in (one, other))
+    if (a[0], one.split or a[2] or None) != (b[0], other.split or b[2] or None):
         return False
     total = len(open_dataset(one.data, one.split))
     first, second = (set(range(total)[each.first : each.last]) for each in (one, other))

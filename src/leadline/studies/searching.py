@@ -100,9 +100,9 @@ def search(model: str, training: Training, target: Target, out: Path, say: Calla
     end = time.monotonic() + 60 * training.minutes
     found = Found()
 
-    def tell(line: str) -> None:
-        say(line)
+    def may_go_on() -> None:
         if time.monotonic() > end:
+            say(f"the budget of {training.minutes:g} min is over")
             raise _OverError
 
     begun = None
@@ -122,7 +122,7 @@ def search(model: str, training: Training, target: Target, out: Path, say: Calla
             continue
         say(f"recipe: {words}")
         try:
-            found.networks.append((words, run_steps(recipe, begun, out, tell)[-1].ref))
+            found.networks.append((words, run_steps(recipe, begun, out, say, may_go_on=may_go_on)[-1].ref))
         except _OverError:
             again = "the same command again goes on there"
             found.notices.append(f"{words}: not finished within {training.minutes:g} min; {again}.")

@@ -237,7 +237,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
         return {"why": f"{place}: no {first['ctx']['tag']!r}", "mend": closest(first["ctx"]["tag"], tags)}
     if first["type"] == "union_tag_not_found":
         return {"why": f"{place} does not say which", "mend": f"add {first['ctx']['discriminator']}: ..."}
-    said = first["msg"].removeprefix("Value error, ")
+    said = first["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
     return {"why": f"{place}: {said}" if place else said, "mend": _FORMS.get(first["type"], "")}
 
 
