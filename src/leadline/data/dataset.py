@@ -177,6 +177,11 @@ def open_dataset(reference: str, split: str | None = None, *, skip_bad: bool = F
     return dataset
 
 
+def named_split(reference: str) -> str | None:
+    """The part that a reference itself names, as in `PATH#train`."""
+    return _apart(reference, None)[1]
+
+
 def _apart(reference: str, split: str | None) -> tuple[str, str | None]:
     """`DATA#SPLIT` as data and split, unless something at that very path exists."""
     data, mark, named = reference.rpartition("#")
