@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from dataclasses import replace
@@ -39,8 +40,6 @@ class Scaled(Step):
     factor: float = 0.5
 
     def apply(self, source: LoadedModel, place: Place) -> LoadedModel:
-        import copy
-
         self.calls.append(self.factor)
         model = copy.deepcopy(source.model)
         with torch.no_grad():
@@ -303,10 +302,11 @@ def test_another_teacher_behind_the_same_name_does_a_step_again(model: str, tmp_
     for change in (0.0, 1.0):
         loaded = tiny_models.cnn()
         assert loaded.config is not None
+        changed = copy.deepcopy(loaded.model)  # other tests share the first
         with torch.no_grad():
-            next(loaded.model.parameters()).add_(change)
+            next(changed.parameters()).add_(change)
         place = tmp_path / "teacher"
-        save_checkpoint(place, loaded.model, architecture="fastdepth", config=loaded.config, contract=loaded.contract)
+        save_checkpoint(place, changed, architecture="fastdepth", config=loaded.config, contract=loaded.contract)
         keys.append(step_key(load_model(model), step, {}))
     assert keys[0] != keys[1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -96,9 +95,8 @@ def analyse(
 
 
 def _unchanged(source: LoadedModel, place: Place) -> Predictor:
-    """The network as it is, which counts as truth under `fidelity`; changes are made in place, not in this copy."""
-    model = copy.deepcopy(source.model)
-    return Predictor(open_model(model, source.contract, SessionOptions(threads=place.target.threads)))
+    """The network as it is, which counts as truth under `fidelity`."""
+    return Predictor(open_model(source.model, source.contract, SessionOptions(threads=place.target.threads)))
 
 
 def _checked(kind: SensitivityKind, values: Sequence[float] | None) -> list[float]:
