@@ -169,6 +169,7 @@ def test_both_phases_give_a_pruned_network_on_its_grids_and_its_size(tmp_path: P
     rest = size.fp32 // 4 - quantised
     assert size.int8 == quantised + 4 * steps + 4 * rest
     assert size.deflated < size.int8
+    assert size.xz < size.int8
     assert 0.3 < size.zeros < 0.7
     again = step.apply(calm(), place(tmp_path))  # both trainings are done: nothing but loading
     for key, value in made.model.state_dict().items():

@@ -3,7 +3,7 @@ r"""A tenth of FP32's size: zeros that only an archive makes small, by PQK or st
     python benchmarks/compression/pqk.py --out ../runs/pqk
 
 Sizes are shares of the FP32 parameters of the network that it starts from, or of `--whole`: `dense` has one byte for
-each INT8 weight, `deflated` is the same in an archive (zlib, level 9), where zeros count; an engine unpacks them and
+each INT8 weight, `deflated` and `xz` are the same in archives, where zeros count; an engine unpacks them and
 gains no time. The goal is 0.1 in either with at most 0.02 of delta1 lost. Three ways, each ending in INT8 training:
 
 - `--amounts`: PQK with these shares of zeros. It prunes in INT8 arithmetic, batch norms folded.
@@ -29,6 +29,7 @@ from leadline.errors import LeadlineError
 from leadline.reference import load_model
 
 GOAL_SIZE, GOAL_DROP = 0.1, 0.02
+FORMS = {"dense": "int8", "deflated": "deflated", "xz": "xz"}
 
 
 def rows(
@@ -72,26 +73,26 @@ def main() -> None:
     first = options.whole or options.model
     floating = bench.score(first)
     whole = 4 * sum(value.numel() for value in load_model(first).model.parameters())
-    shares = options.amounts, options.zeros, options.macs
-    numbers = [[float(each) for each in text.split(",") if each] for text in shares]
+    given = options.amounts, options.zeros, options.macs
+    numbers = [[float(each) for each in text.split(",") if each] for text in given]
     print(bench.heading(floating) + "\n")
-    print(f"| engine | network | {METRIC} | change | zeros | dense | deflated | file, MB | goal |")
-    print("|---" * 9 + "|")
-    print(f"| PyTorch | {first} | {said(floating.summary()[METRIC])} | | | 1.000 | | {whole / 1e6:.2f} | |")
+    print(f"| engine | network | {METRIC} | change | zeros | dense | deflated | xz | file, MB | goal |")
+    print("|---" * 10 + "|")
+    print(f"| PyTorch | {first} | {said(floating.summary()[METRIC])} | | | 1.000 | | | {whole / 1e6:.2f} | |")
     for engine in options.engine or ["onnxruntime"]:
         for name, steps in rows(*numbers, options.iterations, options.learning_rate, first).items():
             try:
                 made = bench.made(engine, steps)
             except LeadlineError as error:
-                print(f"| {engine} | {name} | not here: {error} |" + " |" * 6, flush=True)
+                print(f"| {engine} | {name} | not here: {error} |" + " |" * 7, flush=True)
                 continue
             scored, size = bench.score(made.bundle), int8_size(load_model(made.network))
             moved = change(scored, floating)
-            dense, packed = size.int8 / whole, size.deflated / whole
-            small = "dense" if dense <= GOAL_SIZE else "deflated" if packed <= GOAL_SIZE else ""
+            shares = {name: getattr(size, field) / whole for name, field in FORMS.items()}
+            small = next((name for name, share in shares.items() if share <= GOAL_SIZE), "")
             goal = f"met ({small})" if small and -moved.value <= GOAL_DROP else ""
             figures = [said(scored.summary()[METRIC]), said(moved, "+"), f"{size.zeros:.1%}"]
-            figures += [f"{dense:.3f}", f"{packed:.3f}", f"{made.size / 1e6:.2f}", goal]
+            figures += [*(f"{share:.3f}" for share in shares.values()), f"{made.size / 1e6:.2f}", goal]
             print(f"| {engine} | {name} | {' | '.join(figures)} |", flush=True)
 
 
