@@ -11,7 +11,8 @@ import yaml
 
 from leadline.compression import Step, Target
 from leadline.compression.finetune import FineTune
-from leadline.errors import ConfigError
+from leadline.data.places import paths, refuse_among_data
+from leadline.errors import ConfigError, OutputError
 from leadline.studies import recipe as recipes
 from leadline.studies.recipe import load_recipe
 
@@ -35,14 +36,14 @@ def test_a_file_becomes_a_recipe_with_paths_from_its_folder(tmp_path: Path) -> N
         tmp_path,
         model="leadline-s",
         train="train.yaml",
-        score={"data": "folder:held", "limit": 3},
+        score={"data": "folder:held#test", "limit": 3},
         target={"runtime": "torch", "size": [64, 96]},
         steps=["finetune", FINETUNE],
     )
     found = load_recipe(path)
     assert found.train == {"sources": [{**found.train["sources"][0], "data": SCENES}], "batch": 4}
     assert found.score is not None
-    assert found.score.data == f"folder:{tmp_path / 'held'}"
+    assert found.score.data == f"folder:{tmp_path / 'held'}#test"
     assert found.target == Target(runtime="torch", size=(64, 96))
     assert found.steps == [FineTune(), FineTune(iterations=2)]
     assert json.loads(found.model_dump_json())["steps"][1]["iterations"] == 2  # options of the step, not of its base
@@ -101,6 +102,15 @@ def test_models_and_tables_of_steps_lie_beside_the_file(tmp_path: Path) -> None:
     found = first.model_dump()
     assert (found["teacher"], found["table"]) == (str(tmp_path / "teacher"), str(tmp_path / "table.sqlite"))
     assert (second.model_dump()["teacher"], second.model_dump()["table"]) == ("leadline-s", "new.sqlite")
+
+
+@pytest.mark.parametrize("after", ["", "?camera=3", "#train", "?camera=3#train"])
+def test_options_and_split_belong_to_no_path(tmp_path: Path, after: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    assert paths(f"kitti-raw:{data}{after}") == [str(data)]
+    with pytest.raises(OutputError, match="lies inside the data"):
+        refuse_among_data([f"{data}{after}"], data / "out", "a run")
 
 
 def test_a_key_that_is_said_twice_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from leadline.cli import app
 from leadline.compression import sensitivity_analysis
 from leadline.compression.base import Judged, Place
 from leadline.compression.magnitude import PruneMagnitude
-from leadline.compression.sensitivity import Figure, Row, Sensitivity, order, per_layer_amounts
+from leadline.compression.sensitivity import Figure, Row, Sensitivity, amounts_of_file, order, per_layer_amounts
 from leadline.compression.sensitivity_analysis import analyse
 from leadline.compression.sensitivity_report import markdown, write_report
 from leadline.compression.sensitivity_trials import input_ranges, rounded_input, rounded_weights
@@ -92,8 +92,10 @@ def test_the_layer_that_matters_is_found_with_its_exact_loss(tmp_path: Path, dat
     assert rows["zeros", 0.5].difference.value == pytest.approx(error(2.0) - error(2.1), abs=1e-6)
     assert rows["zeros", 0.75].difference.value == pytest.approx(error(1.5) - error(2.1), abs=1e-6)
     assert found.loss(rows["zeros", 0.75]) > 0.2
-    assert "is of mean, the network is other" in found.note("other")
-    assert found.note("mean") == ""
+    lines: list[str] = []
+    for name in ("mean", "other"):
+        amounts_of_file(tmp_path, 0.5, name, lines.append)
+    assert lines == ["the sensitivity file is of mean, the network is other"]
     for part in ("block.0", "block.2", "block"):
         assert all(row.difference.value == 0 for row in rows_of(found, part).values())
     assert rows_of(found, "block")["zeros", 0.5].weights == 3 * 8 + 8 * 8

@@ -4,7 +4,7 @@ r"""A tenth of FP32's size: zeros that only an archive makes small, by PQK or st
 
 Sizes are shares of the FP32 parameters of the network that it starts from, or of `--whole`: `dense` has one byte for
 each INT8 weight, `deflated` and `xz` are the same in archives, where zeros count; an engine unpacks them and
-gains no time. The goal is 0.1 in either with at most 0.02 of delta1 lost. Three ways, each ending in INT8 training:
+gains no time. The goal is 0.1 in any with at most 0.02 of delta1 lost. Three ways, each ending in INT8 training:
 
 - `--amounts`: PQK with these shares of zeros. It prunes in INT8 arithmetic, batch norms folded.
 - `--zeros`: PQK's parts one after the other. Zeros rise in float, where batch norms follow them; the pruned network
@@ -29,7 +29,6 @@ from leadline.errors import LeadlineError
 from leadline.reference import load_model
 
 GOAL_SIZE, GOAL_DROP = 0.1, 0.02
-FORMS = {"dense": "int8", "deflated": "deflated", "xz": "xz"}
 
 
 def rows(
@@ -88,7 +87,7 @@ def main() -> None:
                 continue
             scored, size = bench.score(made.bundle), int8_size(load_model(made.network))
             moved = change(scored, floating)
-            shares = {name: getattr(size, field) / whole for name, field in FORMS.items()}
+            shares = {"dense": size.int8 / whole, "deflated": size.deflated / whole, "xz": size.xz / whole}
             small = next((name for name, share in shares.items() if share <= GOAL_SIZE), "")
             goal = f"met ({small})" if small and -moved.value <= GOAL_DROP else ""
             figures = [said(scored.summary()[METRIC]), said(moved, "+"), f"{size.zeros:.1%}"]

@@ -37,8 +37,10 @@ def cores_but_one() -> int:
 
 def parse_part(reference: str) -> dict[str, str | None]:
     """`DATA` or `DATA#SPLIT` as `data` and `split` of a configuration."""
-    data, mark, split = reference.partition("#")
-    return {"data": data, "split": split if mark else None}
+    from leadline.data.dataset import part_of
+
+    data, split = part_of(reference)
+    return {"data": data, "split": split}
 
 
 REFERENCE_HELP = "Zoo name, checkpoint or bundle folder, .onnx with a contract beside it, hf:OWNER/NAME or HF folder."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from leadline.cli.options import Json, Size, SkipBad, parse_size
+from leadline.cli.options import Json, Size, SkipBad, parse_part, parse_size
 
 if TYPE_CHECKING:
     from leadline.training.plan import Plan
@@ -77,7 +77,7 @@ def command(
 
     flags: dict[str, Any] = {
         "model": model,
-        "sources": [_source(reference) for reference in data] if data else None,
+        "sources": [parse_part(reference) for reference in data] if data else None,
         "objectives": [_objective(text) for text in loss] if loss else None,
         "iterations": iterations,
         "batch": batch,
@@ -192,11 +192,6 @@ def _ending(result: Any, iterations: int, folder: Path) -> str:
     again = "the same torchrun command" if launched() else f"the same command again: {command}"
     rest = f"To go on to {iterations}, run {again}"
     return f"{result.iteration} iterations, interrupted, {waiting}. Checkpoint: {folder}. {rest}"
-
-
-def _source(reference: str) -> dict[str, Any]:
-    data, mark, split = reference.partition("#")
-    return {"data": data, "split": split if mark else None}
 
 
 def _objective(text: str) -> dict[str, Any]:

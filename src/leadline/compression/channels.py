@@ -16,7 +16,7 @@ from leadline.compression.graph import groups, keep
 from leadline.compression.importance import Importance, strongest
 from leadline.compression.measure import scored
 from leadline.compression.planning import Limits, between, by_macs, by_ratio, checked_plan, macs, table
-from leadline.compression.sensitivity import Sensitivity, per_layer_amounts
+from leadline.compression.sensitivity import amounts_of_file
 from leadline.compression.tuning import tune
 from leadline.errors import ConfigError
 
@@ -121,10 +121,7 @@ class PruneChannels(Step):
             return None
         if self.sensitivity is None:
             return by_ratio(found, self.ratio, limits)
-        measured = Sensitivity.load(self.sensitivity)
-        if note := measured.note(source.name):
-            place.say(note)
-        amounts = per_layer_amounts(measured, self.ratio, kind="channels")
+        amounts = amounts_of_file(self.sensitivity, self.ratio, source.name, place.say, "channels")
         names = {group.name for group in found}
         if strange := sorted(set(amounts) - names):
             why = f"{source.name} has no group {strange[0]!r}"

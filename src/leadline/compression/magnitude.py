@@ -109,13 +109,10 @@ class PruneMagnitude(Step):
                 exclude=self.exclude,
                 output_layer=self.output_layer,
             )
-        from leadline.compression.sensitivity import Sensitivity, per_layer_amounts
+        from leadline.compression.sensitivity import amounts_of_file
 
         assert self.amount is not None
-        measured = Sensitivity.load(self.sensitivity)
-        if note := measured.note(source.name):
-            place.say(note)
-        amounts = per_layer_amounts(measured, self.amount)
+        amounts = amounts_of_file(self.sensitivity, self.amount, source.name, place.say)
         return Rule(amounts=amounts, layers=self.layers, exclude=self.exclude, output_layer=self.output_layer)
 
     def _bundle(self, source: LoadedModel, file: OnnxNetwork, rule: Rule, place: Place) -> Bundle:

@@ -7,6 +7,7 @@ halving, each time on the measured accuracy of the file that the engine would ru
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -82,15 +83,16 @@ def mixture(
     options = replace(options, ranges=calibrated(ready, options))
     kept = _State(place.folder / STATE)
     named = [name for name in layers(ready) if name not in options.exclude]
-    order: list[str] = []
+
+    @functools.cache
+    def order() -> list[str]:
+        place.say(f"ranking {len(named)} layers")
+        loss = _losses(ready, named, options, kept, place)
+        return sorted(named, key=lambda name: -loss[name])
 
     def first(count: int) -> list[str]:
-        """The most sensitive layers; they are ranked only where INT8 throughout is not enough."""
-        if count and not order:
-            place.say(f"ranking {len(named)} layers")
-            loss = _losses(ready, named, options, kept, place)
-            order.extend(sorted(named, key=lambda name: -loss[name]))
-        return order[:count]
+        """The most sensitive layers, which are ranked only where INT8 throughout is not enough."""
+        return order()[:count] if count else []
 
     def chosen(count: int) -> ExportOptions:
         out = {*first(count), *options.exclude}

@@ -7,6 +7,7 @@ every row, so that an analysis goes on where it was stopped.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -119,10 +120,6 @@ class Sensitivity(_Typed):
             raise DataError("unfinished sensitivity file", where=file, why=why, mend="run the same command to its end")
         return found
 
-    def note(self, name: str) -> str:
-        """What to say where the file is used on a network of another name; empty where it fits."""
-        return "" if name == self.model else f"the sensitivity file is of {self.model}, the network is {name}"
-
     def save(self, folder: Path) -> None:
         """Write `sensitivity.json`, completely or not at all.
 
@@ -213,6 +210,24 @@ def per_layer_amounts(
     gap = made(above) - made(below)
     part = (target - made(below)) / gap if gap > 0 else 1.0
     return {name: below[name] + part * (above[name] - below[name]) for name in curves}
+
+
+def amounts_of_file(
+    path: Path,
+    target: float,
+    network: str,
+    say: Callable[[str], None],
+    kind: Literal["pruning", "channels"] = "pruning",
+) -> dict[str, float]:
+    """`per_layer_amounts` of a file; `say` is told where it was made on a network of another name.
+
+    Raises:
+        DataError: the file cannot be used; see `per_layer_amounts` for the rest.
+    """
+    measured = Sensitivity.load(path)
+    if measured.model != network:
+        say(f"the sensitivity file is of {measured.model}, the network is {network}")
+    return per_layer_amounts(measured, target, kind=kind)
 
 
 def _check_kind(sensitivity: Sensitivity, kind: SensitivityKind) -> None:

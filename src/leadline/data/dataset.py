@@ -164,7 +164,11 @@ def open_dataset(reference: str, split: str | None = None, *, skip_bad: bool = F
     Raises:
         DataError: unknown format, missing path, a layout that no format recognises, or incomplete items.
     """
-    reference, split = _apart(reference, split)
+    reference, named = part_of(reference)
+    if named is not None and split not in (None, named):
+        why = f"the reference names {named!r}, the split is {split!r}"
+        raise DataError("two parts of a data set", where=reference, why=why, mend="name one of them")
+    split = named or split
     name, _, rest = reference.partition(":")
     if name not in FORMATS:
         name, rest = _recognised(reference), reference
@@ -177,21 +181,13 @@ def open_dataset(reference: str, split: str | None = None, *, skip_bad: bool = F
     return dataset
 
 
-def named_split(reference: str) -> str | None:
-    """The part that a reference itself names, as in `PATH#train`."""
-    return _apart(reference, None)[1]
-
-
-def _apart(reference: str, split: str | None) -> tuple[str, str | None]:
-    """`DATA#SPLIT` as data and split, unless something at that very path exists."""
-    data, mark, named = reference.rpartition("#")
+def part_of(reference: str) -> tuple[str, str | None]:
+    """`DATA#SPLIT` as data and split, `DATA` and None where none is named or something at that very path exists."""
+    data, mark, split = reference.rpartition("#")
     name, _, rest = reference.partition(":")
     if not mark or Path(rest if name in FORMATS else reference).exists():
-        return reference, split
-    if split is not None and split != named:
-        why = f"the reference names {named!r}, the split is {split!r}"
-        raise DataError("two parts of a data set", where=reference, why=why, mend="name one of them")
-    return data, named
+        return reference, None
+    return data, split
 
 
 def split_options(reference: str, known: Mapping[str, tuple[str, ...]]) -> tuple[Path, dict[str, str]]:

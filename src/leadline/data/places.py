@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,15 @@ PSEUDO = "pseudo:"
 
 
 def parts(reference: str) -> tuple[str, str, str]:
-    """What stands before the path, the path, and what stands after: `kitti-raw:`, A, `?key=value`."""
+    """What stands before the path, the path, and what stands after: `kitti-raw:`, A, `?key=value#split`."""
     name, colon, rest = reference.partition(":")
     before, rest = (name + colon, rest) if colon and name in FORMATS else ("", reference)
-    if reference == "rendered" or before == "rendered:":
+    if before == "rendered:" or reference.partition("#")[0] == "rendered":
         return reference, "", ""
     if before == PSEUDO or Path(rest).exists():
         return before, rest, ""
-    path, mark, options = rest.partition("?")
-    return before, path, mark + options
+    path = re.split("[?#]", rest, maxsplit=1)[0]
+    return before, path, rest[len(path) :]
 
 
 def paths(reference: str) -> list[str]:

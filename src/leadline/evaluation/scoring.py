@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from leadline.evaluation.protocols import Protocol
 
 MIN_PIXELS = 10  # fewer valid pixels give no figure (SPEC.md 6.4)
-
-
 DEGENERATE = "constant, or next to nothing beside the truth"
 
 

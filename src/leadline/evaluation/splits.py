@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leadline.data.dataset import named_split, open_dataset
+from leadline.data.dataset import open_dataset, part_of
 from leadline.errors import DataError, LeadlineError
 
 TEST = "test"
@@ -18,7 +18,7 @@ def choose_split(reference: str, split: str | None) -> tuple[str | None, str]:
     Returns:
         The split, and a note in words where it was chosen here.
     """
-    if split is not None or named_split(reference) is not None:
+    if split is not None or part_of(reference)[1] is not None:
         return split, ""
     try:
         test, every = (open_dataset(reference, name, skip_bad=True) for name in (TEST, None))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline.compression import Judged
-from leadline.data.dataset import Subset, open_dataset
+from leadline.data.dataset import Subset, open_dataset, part_of
 from leadline.errors import ConfigError
 from leadline.evaluation.protocols import get_protocol
 from leadline.evaluation.scoring import check_truth
@@ -135,8 +135,8 @@ def _check(judged: Judged, source: LoadedModel, out: Path) -> None:
 
 def _same_pictures(one: Judged, other: Judged) -> bool:
     """Whether two parts of one data set overlap."""
-    a, b = (each.data.partition("#") for each in (one, other))
-    if (a[0], one.split or a[2] or None) != (b[0], other.split or b[2] or None):
+    (data, split), (others, theirs) = (part_of(each.data) for each in (one, other))
+    if (data, one.split or split) != (others, other.split or theirs):
         return False
     total = len(open_dataset(one.data, one.split))
     first, second = (set(range(total)[each.first : each.last]) for each in (one, other))
