@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -12,11 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from leadline.cli import app
+from leadline.cli.benchmark_table import Row, print_rows
 from leadline.errors import ConfigError, ContractError, LeadlineError
 from leadline.evaluation.isolation import EngineError, IsolatedSession, Job
-from leadline.evaluation.latency import InProcess, Timing, alternate, compare, ratio, summarise
+from leadline.evaluation.latency import CROWDED, InProcess, Timing, alternate, compare, ratio, summarise
 from leadline.evaluation.machine import this_machine
-from leadline.evaluation.worker import Worker
+from leadline.evaluation.worker import Worker, ran_and_waited
 from leadline.runtimes.base import SessionOptions, runtime
 from tiny_models import exported, picture
 
@@ -51,6 +54,7 @@ ACTOR = textwrap.dedent(
         else:
             answer = {"peak_mib": 100.0, "model_mib": 10.0, "precision_ran": "fp32"}
             answer["device_mib"] = 512.0 if name == "gpu" else None
+            answer["waited"] = {"crowded": 0.4, "alone": 0.01}.get(name)
         print(json.dumps(answer), flush=True)
     """
 )
@@ -305,6 +309,31 @@ class TestCommand:
         assert result.exit_code == 1
         assert json.loads(result.stdout)["rows"][0]["failure_status"] == 1
         assert result.stderr == "error: the engine's process ended\n"
+
+
+def test_an_engine_that_waited_for_a_core_is_told_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = Job("alone"), Job("crowded"), Job("slow")
+    alone, crowded, unknown = compare(jobs[0], jobs[1:], runs=2, warmup=1, rounds=1, command=COMMAND)
+    assert (alone.cautions, crowded.cautions, unknown.cautions) == ((), (CROWDED,), ())
+    print_rows([Row(timing) for timing in (alone, crowded, unknown)], "this machine")
+    assert capsys.readouterr().out.count(CROWDED) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="only Linux tells how long threads waited")
+def test_waiting_is_seen_beside_another_process_on_the_same_core() -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # of this thread; the process that it starts has it, too
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        ran, waited = ran_and_waited()
+        while ran_and_waited()[0] - ran < 200e6:
+            pass
+        ran, waited = (now - before for now, before in zip(ran_and_waited(), (ran, waited), strict=True))
+        assert waited > 0.1 * ran
+    finally:
+        other.kill()
+        other.wait()
+        os.sched_setaffinity(0, cores)
 
 
 def test_errors_of_the_process_are_leadline_errors() -> None:

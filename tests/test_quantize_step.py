@@ -17,7 +17,7 @@ from leadline.compression.mixed_precision import STATE, _fewest, mixture
 from leadline.compression.quantize import Quantize
 from leadline.errors import ConfigError, DataError, UnavailableError
 from leadline.evaluation.bootstrap import Interval
-from leadline.evaluation.latency import Latency, Ratio, Timing
+from leadline.evaluation.latency import CROWDED, Latency, Ratio, Timing
 from leadline.reference import LoadedModel
 from leadline.runtimes.base import ExportOptions, Precision, runtime
 from leadline.runtimes.onnx_quantize import calibrated
@@ -25,10 +25,10 @@ from leadline.runtimes.onnx_source import OnnxNetwork
 from tiny_models import cnn, exported, pictures
 
 
-def timed(ratio: float, low: float, high: float) -> Any:
+def timed(ratio: float, low: float, high: float, waited: float | None = None) -> Any:
     latency = Latency(p50=2.0, p95=3.0, p99=3.0, iqr=0.1, minimum=1.9, runs=30, warmup=5, threads=1, pre=0, post=0)
     answer = Timing("x", latency, Ratio(ratio, low, high, 1.0), engine="onnxruntime", precision_ran="int8")
-    return lambda *_, **__: [Timing("reference", latency), answer]
+    return lambda *_, **__: [Timing("reference", latency, waited=waited), answer]
 
 
 @pytest.fixture
@@ -109,9 +109,15 @@ class TestVerdict:
         assert told["size_ratio"] == pytest.approx(bundle.size_bytes / reference.size_bytes, abs=1e-4)
         assert said[-len(told["words"]) :] == told["words"]
         assert "INT8 is faster here" in " ".join(said)
+        assert CROWDED not in " ".join(said)
         assert bundle.lineage[-1]["step"] == "export"
         assert bundle.lineage[-1]["bias_correction"] is True
         assert all(step["step"] != "quantize" for step in bundle.lineage)
+
+    def test_times_of_a_crowded_machine_are_doubted(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(verdict, "compare", timed(0.5, 0.4, 0.6, waited=0.3))
+        words = Quantize(precision="fp16").apply(cnn(), place).details["verdict"]["words"]
+        assert words[-1] == f"caution: {CROWDED}"
 
     @pytest.mark.parametrize(
         ("figures", "words"),

@@ -66,7 +66,7 @@ def print_rows(rows: Sequence[Row], head: str, peaks: Roofline | None = None, la
         height, width = row.timing.size
         how = f"{row.timing.engine} {row.timing.precision_ran}, input {height}x{width}"
         console.print(f"{letter}: {row.timing.ref}: {how}", soft_wrap=True)
-        for note in row.timing.notes:
+        for note in (*row.timing.notes, *row.timing.cautions):
             console.print(f"   {note}", soft_wrap=True)
     if not measured:
         return

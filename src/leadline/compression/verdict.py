@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 RUNS, WARMUP, ROUNDS = 30, 5, 6
 FIDELITY_PICTURES, FIDELITY_SEED = 32, 700_000
-BUSY = 0.1  # share of waiting above which times are doubtful: preemption hits long runs more often than short ones
 NAMES = {"delta1": "δ1", "agreement": "agreement"}
 
 
@@ -118,10 +117,7 @@ def _latency(bundle: Bundle, reference: Bundle, place: Place, words: list[str]) 
     ms = f"{timing.latency.p50:.2f} ms, {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] of FP32"
     words.append(f"{verdict_on_time}: {ms} in {bundle.runtime} in turn, {threads or 'its own'} threads")
     words.append(f"it computes in {timing.precision_ran}")
-    waited = max(first.waited or 0.0, timing.waited or 0.0)
-    if waited > BUSY:
-        said = f"caution: engines waited for a core in {waited:.0%} of the time, and their times may be noise"
-        words.append(f"{said}: measure on an idle machine")
+    words += [f"caution: {said}" for said in dict.fromkeys([*first.cautions, *timing.cautions])]
     return {"ratio": found.value, "low": found.low, "high": found.high, "ms": timing.latency.p50, "threads": threads}
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from leadline.runtimes.base import Session
 
+BUSY = 0.1  # share of waiting above which times are doubtful: preemption hits long runs more often than short ones
+CROWDED = f"the engine waited for a core in more than {BUSY:.0%} of the time: its times may be noise"
+CROWDED += ", measure on an idle machine"
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -112,6 +116,11 @@ class Timing:
     failure_status: int = 0
     device_mib: float | None = None
     waited: float | None = None
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What makes the times doubtful; the same words for every engine, so that a table says them once."""
+        return (CROWDED,) if self.waited is not None and self.waited > BUSY else ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -197,7 +197,7 @@ def _row(
         "size_mb": sum(path.stat().st_size for path in files) / 1e6,
         "packed_mb": packed_mb(files),
         "parity": answer["parity"],
-        "notes": tuple(dict.fromkeys(answer["notes"])),
+        "notes": tuple(dict.fromkeys([*answer["notes"], *timing.cautions])),
     }
     return base.model_copy(update=figures)
 

@@ -60,7 +60,7 @@ def finished_row(
         "size_mb": sum(path.stat().st_size for path in files) / 1e6,
         "packed_mb": packed_mb(files) if sparse else None,
         "parity": answer["parity"],
-        "notes": tuple(dict.fromkeys([*one.base.notes, *answer["notes"], *remarks(one, answer)])),
+        "notes": tuple(dict.fromkeys([*one.base.notes, *answer["notes"], *remarks(one, answer), *timing.cautions])),
     }
     return one.base.model_copy(update=figures)
 
