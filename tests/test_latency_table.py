@@ -20,8 +20,9 @@ from leadline.compression.piece_network import PieceNetwork
 from leadline.compression.piece_timing import EngineTimer, Reading, in_turn
 from leadline.compression.pieces import pieces
 from leadline.compression.resources import Latency, Macs, Weights, narrowed, shapes_of
-from leadline.errors import ConfigError, DataError
+from leadline.errors import ConfigError, DataError, UnavailableError
 from leadline.evaluation.complexity import count_kernel_weights, count_macs
+from leadline.runtimes.base import RUNTIMES, Availability, SessionOptions, runtime
 
 SIZE = (64, 96)
 CALL = 5000.0
@@ -107,7 +108,7 @@ def test_one_channel_is_no_free_width() -> None:
     assert piece.widths == (("a", 8),)
     network = PieceNetwork(piece.at((24,))).eval()
     with torch.no_grad():
-        assert network(torch.ones(1, 3, 4, 6)).shape == (1, 1, 1, 1)
+        assert network(torch.ones(1, 3, 4, 6)).shape == (1, 1, 4, 6)
 
 
 def test_interpolation_on_withheld_widths(tmp_path: Path) -> None:
@@ -236,15 +237,37 @@ def test_counts() -> None:
     assert Weights().estimate(shapes_of(source)) == count_kernel_weights(source.model)
 
 
-def test_an_engine_is_timed(tmp_path: Path) -> None:
+SLOW_TO_OPEN = ("torch-compile", "litert", "executorch", "coreml", "tensorrt", "web")
+
+
+@pytest.mark.parametrize("engine", [pytest.param(e, marks=[pytest.mark.slow] * (e in SLOW_TO_OPEN)) for e in RUNTIMES])
+def test_an_engine_is_timed(engine: str, tmp_path: Path) -> None:
+    state = runtime(engine).availability()
+    if not state.available or state.export_only:
+        pytest.skip(state.reason or state.export_only)
     piece = pieces(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU()), (16, 24))[1]
-    for engine in ("torch", "onnxruntime"):
-        timer = EngineTimer(engine, rounds=3)
-        with LatencyTable(tmp_path / "table", timer) as table:
-            small, large = (table._at(piece.at((width,))).milliseconds for width in (8, 1024))
-        assert 0 < small < large
-        assert timer.identity["engine"] == engine
-        assert timer.identity["version"]
+    timer = EngineTimer(engine, rounds=3)
+    with LatencyTable(tmp_path / "table", timer) as table:
+        small, large = (table._at(piece.at((width,))).milliseconds for width in (8, 1024))
+    assert 0 < small < large
+    assert timer.identity["engine"] == engine
+    assert timer.identity["version"]
+
+
+def test_an_engine_whose_files_do_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Availability(True, version="1", export_only="CoreML runs on macOS only")
+    monkeypatch.setattr(type(runtime("coreml")), "availability", lambda _: elsewhere)
+    with pytest.raises(UnavailableError, match=r"cannot measure latency 'coreml': CoreML runs on macOS only"):
+        EngineTimer("coreml")
+
+
+def test_the_clock_is_that_of_the_processor_only_where_it_sees_all_the_work() -> None:
+    assert EngineTimer("torch")._alone
+    assert not EngineTimer("torch", SessionOptions(threads=2))._alone
+    assert not EngineTimer("torch", SessionOptions(device="cuda"))._alone
+    assert not runtime("web").in_process
+    assert EngineTimer("torch", SessionOptions(device="cuda")).identity["device"] == "cuda"
+    assert "device" not in EngineTimer("torch").identity  # tables that were measured before stay good
 
 
 def test_the_graph_of_a_piece_at_other_widths_is_the_pieces_own() -> None:
@@ -262,5 +285,5 @@ def test_the_graph_of_a_piece_at_other_widths_is_the_pieces_own() -> None:
     onnx.checker.check_model(proto, full_check=True)
     session = InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {"input": np.ones((1, 3, 6, 10), np.float32)})
-    assert result.shape == (1, 1, 1, 1)
+    assert result.shape == (1, 1, 6, 10)
     assert np.isfinite(result).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from leadline.errors import ConfigError, DataError, UnavailableError
 from leadline.evaluation.bootstrap import Interval
 from leadline.evaluation.latency import CROWDED, Latency, Ratio, Timing
 from leadline.reference import LoadedModel
-from leadline.runtimes.base import ExportOptions, Precision, runtime
-from leadline.runtimes.onnx_quantize import calibrated
+from leadline.runtimes.base import ExportOptions, Precision, bundle_contract, runtime
+from leadline.runtimes.onnx_export import export_onnx
+from leadline.runtimes.onnx_points import Naming
+from leadline.runtimes.onnx_quantize import calibrated, prepared
 from leadline.runtimes.onnx_source import OnnxNetwork
 from tiny_models import cnn, exported, pictures
 
@@ -59,12 +62,19 @@ class TestOptions:
             ({"precision": "bf16", "exclude": ["a"]}, "nothing to exclude"),
             ({"smooth": 2}, "less than or equal to 1"),
             ({"max_drop": -0.1}, "greater than or equal to 0"),
+            ({"sensitivity": "s.json"}, "give max_drop too"),
+            ({"precision": "fp16", "percentile": 99.9}, "method percentile belongs to int8-static"),
             ({"bits": 4}, "Extra inputs are not permitted"),
         ],
     )
     def test_contradictions_are_refused(self, values: dict[str, Any], words: str) -> None:
         with pytest.raises(ValidationError, match=words):
             Quantize.model_validate(values)
+
+    def test_a_percentile_alone_is_the_method(self, place: Place) -> None:
+        bundle = Quantize(percentile=99.9).apply(cnn(), place)
+        assert bundle.details["calibration"] == "percentile"
+        assert bundle.details["percentile"] == 99.9
 
     def test_a_limit_needs_validation_data(self, place: Place) -> None:
         with pytest.raises(ConfigError, match="no `validation`"):
@@ -237,6 +247,41 @@ class TestMixedPrecision:
         losses = json.loads((tmp_path / STATE).read_bytes())["losses"]
         assert max(losses, key=lambda name: losses[name]) == ruined[0]
         assert losses[ruined[0]] > 3 * float(np.median(list(losses.values())))
+
+    def test_a_sensitivity_file_gives_the_order(self, tmp_path: Path) -> None:
+        """The layers that it names leave in its order, before those that it does not name."""
+        source, said = cnn(), list[str]()
+        place, options = Place(tmp_path, say=said.append), ExportOptions(Precision.INT8_STATIC, calibration=pictures(2))
+        ranked = ["decoder.conv2.1.0", "mobilenet.3.0", "not.of.this.network"]
+        drops = iter([change(-0.1), change(-0.1), change(-0.001)])
+        found = mixture(
+            source, runtime("onnxruntime"), replace(options, size=(64, 96)), place, 0.01, lambda _: next(drops), ranked
+        )
+        model = dict(source.model.named_modules())
+        assert all(path in model for path in ranked[:2])
+        proto = export_onnx(source.model, bundle_contract(source.contract, (64, 96), False))
+        naming = Naming(prepared(proto, options, name="cnn")[0], source.model)
+        paths = [naming.weight(node) for node in naming.nodes for name in found.out if node.name == name]
+        assert found.out
+        assert set(paths) == {f"{path}.weight" for path in ranked[:2]}
+        assert "2 layers leave in the order of the sensitivity file; 38 others leave last" in said
+        assert not json.loads((tmp_path / STATE).read_bytes())["losses"]  # nothing was ranked
+
+    def test_a_sensitivity_file_of_another_network_is_refused(self, tmp_path: Path) -> None:
+        options = ExportOptions(Precision.INT8_STATIC, size=(64, 96), calibration=pictures(2))
+        with pytest.raises(ConfigError, match=r"names no layer of .*cnn.* blocks\.0, \.\.\.; the network has"):
+            mixture(cnn(), runtime("onnxruntime"), options, Place(tmp_path), 0.01, lambda _: change(-0.1), ["blocks.0"])
+
+    def test_a_sensitivity_file_is_read_before_anything_is_done(self, tmp_path: Path) -> None:
+        figure = {"value": 0.5, "low": None, "high": None, "n": 1}
+        facts = {"model": "x", "fingerprint": "f", "settings": {}, "metric": "delta1", "higher_is_better": True}
+        path = tmp_path / "sensitivity.json"
+        path.write_text(json.dumps({"kind": "pruning", **facts, "base": figure, "finished": True}))
+        step = Quantize(max_drop=0.01, sensitivity=path)
+        with pytest.raises(ConfigError, match="a sensitivity file of pruning"):
+            step.check(cnn(), Target())
+        with pytest.raises(DataError, match="no sensitivity file"):
+            Quantize(max_drop=0.01, sensitivity=tmp_path / "none.json").check(cnn(), Target())
 
     def test_through_the_step(self, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mixed_precision, "RANKED_ON", 2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leadline.cli.options import Json, References, Size, Threads, parse_size
+from leadline.cli.options import Device, Json, References, Size, Threads, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ def command(
     runs: Annotated[int, typer.Option("--runs", "-n", min=1, help="Timed runs of each model.")] = 100,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Runs of each model before them.")] = 10,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns that the runs are spread over.")] = 10,
-    device: Annotated[str, typer.Option("--device", help="Device or provider, by the engine's own name.")] = "cpu",
+    device: Device = "cpu",
     timeout: Annotated[
         float, typer.Option("--timeout", min=1.0, help="Seconds until an engine counts as hanging.")
     ] = 600.0,

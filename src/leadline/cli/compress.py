@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from leadline.cli.options import DEFAULT_MODEL, Json, Reference, Size, Threads, parse_part, parse_size
+from leadline.cli.options import DEFAULT_MODEL, Device, Json, Reference, Size, Threads, parse_part, parse_size
 from leadline.cli.run import Folder, Processes, Runs
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def command(
     ] = None,
     limit: Annotated[Optional[int], typer.Option(min=1, metavar="N", help="At most N pictures of --data.")] = None,
     runtime: Annotated[str, typer.Option("--runtime", "-r", help="Engine whose time counts.")] = "onnxruntime",
+    device: Device = "cpu",
     size: Size = None,
     threads: Threads = 1,
     processes: Processes = 1,
@@ -101,7 +102,7 @@ def command(
         "validation": parse_part(validation) | ({"protocol": protocol} if protocol else {}) if validation else None,
         "calibration": {"data": calibration},
         "score": {key: value for key, value in scored.items() if value is not None} or None,
-        "target": {"runtime": runtime, "threads": threads, "size": parse_size(size)},
+        "target": {"runtime": runtime, "device": device, "threads": threads, "size": parse_size(size)},
         "steps": [parse_step(_step(text), f"--step {text}") for text in steps],
     }
     try:

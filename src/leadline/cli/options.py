@@ -53,6 +53,7 @@ References = Annotated[
 Threads = Annotated[
     int, typer.Option("--threads", "-t", min=0, max=256, help="Threads of the engine; 0: the engine chooses.")
 ]
+Device = Annotated[str, typer.Option("--device", help="Device or provider, by the engine's own name.")]
 Size = Annotated[
     Optional[str],  # noqa: UP045  typer reads the annotation at run time
     typer.Option(

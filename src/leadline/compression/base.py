@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from leadline.runtimes.base import Calibration
+from leadline.runtimes.base import Calibration, SessionOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,6 +51,12 @@ class Target(_Options):
     runtime: str = Field(default="onnxruntime", description="engine whose time counts")
     threads: Annotated[int, Field(ge=0)] = Field(default=1, description="of the engine; 0 is its own choice")
     size: tuple[int, int] | None = Field(default=None, description="(height, width); the contract's where absent")
+    device: str = Field(default="cpu", description="by the engine's own name: cuda, GPU, vulkan, ...")
+
+    @property
+    def options(self) -> SessionOptions:
+        """How the engine opens what is measured."""
+        return SessionOptions(threads=self.threads, device=self.device)
 
 
 @dataclass(frozen=True)

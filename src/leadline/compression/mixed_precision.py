@@ -1,8 +1,9 @@
 """Automatic mixed precision: layers leave INT8, the most sensitive first, until the accuracy limit holds.
 
 Partial quantisation of Wu et al. 2020 (SPEC.md section 8), made cheaper: layers are ranked by what quantising each of
-them alone does to the network's output on calibration pictures, and how many must leave is found by doubling and then
-halving, each time on the measured accuracy of the file that the engine would run.
+them alone does to the network's output on calibration pictures, or by a sensitivity analysis on measured accuracy. How
+many must leave is found by doubling and then halving, each time on the measured accuracy of the file that the engine
+would run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from leadline.output import write_atomic
 from leadline.runtimes.base import bundle_contract
 from leadline.runtimes.onnx_export import export_onnx
 from leadline.runtimes.onnx_graph import session
+from leadline.runtimes.onnx_points import Naming
 from leadline.runtimes.onnx_quantize import calibrated, layers, prepared, with_neighbours, with_pairs
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def mixture(
     place: Place,
     max_drop: float,
     change: Callable[[Bundle], Interval],
+    ranked: Sequence[str] = (),
 ) -> Mixture:
     """Keep as many layers in INT8 as the limit allows; called again after a kill, it goes on where it was.
 
@@ -74,9 +77,10 @@ def mixture(
         place: its folder keeps the ranking and the trials.
         max_drop: largest loss of the primary metric, by its point estimate.
         change: measures a bundle: the primary metric's change against FP32.
+        ranked: module paths in the order in which layers leave, in place of a ranking; others of the network go last.
 
     Raises:
-        ConfigError: INT8 cannot meet the limit with even one layer.
+        ConfigError: INT8 cannot meet the limit with even one layer, or `ranked` names no layer of the network.
     """
     contract = bundle_contract(source.contract, options.size, options.dynamic)
     ready, _ = prepared(export_onnx(source.model, contract, options.cache), options, name=source.name)
@@ -86,6 +90,8 @@ def mixture(
 
     @functools.cache
     def order() -> list[str]:
+        if ranked:
+            return _as_ranked(ready, named, source, ranked, place)
         place.say(f"ranking {len(named)} layers")
         loss = _losses(ready, named, options, kept, place)
         return sorted(named, key=lambda name: -loss[name])
@@ -132,6 +138,26 @@ def _fewest(layers: int, attempt: Try, max_drop: float, name: str) -> tuple[int,
         else:
             failed = middle
     return count, found
+
+
+def _as_ranked(
+    ready: onnx.ModelProto, names: list[str], source: LoadedModel, ranked: Sequence[str], place: Place
+) -> list[str]:
+    """Layers of the graph in the order of their modules; those that it does not name stay last."""
+    naming = Naming(ready, source.model)
+    weights = {node.name: naming.weight(node) for node in naming.nodes if node.name in names}
+    known = {name: ranked.index(path) for name in names if (path := _module(weights[name])) in ranked}
+    if not known:
+        why = f"it orders {ranked[0]}, ...; the network has {_module(weights[names[0]])}, ..."
+        mend = "make it of this network: leadline sensitivity REF --kind bits"
+        raise ConfigError("the sensitivity file names no layer of", where=source.name, why=why, mend=mend)
+    left = f"; {len(names) - len(known)} others leave last" if len(known) < len(names) else ""
+    place.say(f"{len(known)} layers leave in the order of the sensitivity file{left}")
+    return sorted(names, key=lambda name: known.get(name, len(ranked)))
+
+
+def _module(weight: str | None) -> str | None:
+    return weight and weight.rpartition(".")[0]
 
 
 def _losses(

@@ -13,10 +13,11 @@ from leadline.compression.piece import Piece, Ref, axis_of, mapped
 
 
 class PieceNetwork(nn.Module):
-    """A piece as a network of its own: 1 x 3 x h x w to 1 x 1 x 1 x 1, so that every engine takes it.
+    """A piece as a network of its own: 1 x 3 x h x w to 1 x 1 x h x w, so that every engine takes it.
 
-    A pointwise convolution of three channels makes each input; the mean over each output keeps engines from leaving
-    the piece out. Both hand over and take the tensor in the engine's own memory layout, as its neighbours would.
+    A pointwise convolution of three channels makes each input; the mean over each output, added to the picture's first
+    channel, keeps engines from leaving the piece out. Both hand over and take the tensor in the engine's own memory
+    layout, as its neighbours would.
 
     Args:
         piece: at the widths that it has.
@@ -40,7 +41,7 @@ class PieceNetwork(nn.Module):
             self.constants.append(nn.Parameter(weight, requires_grad=False))
 
     def forward(self, image: Tensor) -> Tensor:
-        """1 x 1 x 1 x 1 from 1 x 3 x h x w."""
+        """1 x 1 x h x w from 1 x 3 x h x w."""
         inputs = [
             _entered(made, image, self.piece.shape(dims))
             for made, dims in zip(self.entrances, self.piece.inputs, strict=True)
@@ -62,7 +63,7 @@ class PieceNetwork(nn.Module):
             results.append(call.function(*mapped(call.arguments, found), **options))
         total = sum(_left(found(ref)) for ref in self.piece.outputs)
         assert isinstance(total, Tensor)
-        return total
+        return image[:, :1] + total
 
 
 def picture_size(piece: Piece) -> tuple[int, int]:
@@ -89,5 +90,5 @@ def _left(result: Tensor) -> Tensor:
     """1 x 1 x 1 x 1 from a piece's result."""
     if result.ndim == 4:
         pooled = F.avg_pool2d(result, (result.shape[2], result.shape[3]))
-        return pooled.mean(1, keepdim=True)
+        return pooled.mean((1, 2, 3), keepdim=True)  # over all axes: ncnn's conversion loses a mean over channels alone
     return result.mean().reshape(1, 1, 1, 1)

@@ -18,14 +18,13 @@ from leadline.compression.piece import Piece
 from leadline.compression.piece_network import PieceNetwork, picture_size
 from leadline.contract import Contract, InputSpec, OutputSpec
 from leadline.depth import Kind
-from leadline.errors import ConfigError
+from leadline.errors import ConfigError, UnavailableError
 from leadline.evaluation.latency import alternate, ratio
 from leadline.evaluation.machine import this_machine
 from leadline.reference import LoadedModel
 from leadline.runtimes.base import ExportOptions, SessionOptions, required
 from leadline.runtimes.onnx_export import export_onnx
 from leadline.runtimes.onnx_source import OnnxNetwork
-from leadline.runtimes.torch_eager import open_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,8 +74,8 @@ class Yardstick(nn.Module):
             parameter.data = torch.randn(parameter.shape, generator=generator) / 10
 
     def forward(self, image: Tensor) -> Tensor:
-        """1 x 1 x 1 x 1 from 1 x 3 x 56 x 72."""
-        return F.avg_pool2d(self.layers(image), self.SIZE).mean(1, keepdim=True)
+        """1 x 1 x 56 x 72 from 1 x 3 x 56 x 72."""
+        return image[:, :1] + F.avg_pool2d(self.layers(image), self.SIZE).mean((1, 2, 3), keepdim=True)
 
 
 class EngineTimer:
@@ -84,26 +83,32 @@ class EngineTimer:
 
     Args:
         runtime: its name.
-        threads: of the engine; 0 is its own choice.
+        options: threads and device of the engine.
         rounds: of each measurement.
 
     Raises:
-        UnavailableError: the engine is not installed.
+        UnavailableError: the engine is not installed, or its files do not run on this machine.
     """
 
-    def __init__(self, runtime: str, threads: int = 1, rounds: int = ROUNDS) -> None:
+    def __init__(self, runtime: str, options: SessionOptions | None = None, rounds: int = ROUNDS) -> None:
         self._adapter = required(runtime)
-        self._threads, self._rounds = threads, rounds
+        self._options, self._rounds = options or SessionOptions(), rounds
+        here = self._adapter.availability()
+        if here.export_only:
+            mend = "name an engine that runs here (`leadline doctor`)"
+            raise UnavailableError("cannot measure latency", where=runtime, why=here.export_only, mend=mend)
+        self._alone = self._adapter.in_process and self._options == SessionOptions(threads=1)
         self._templates: dict[str, _Template] = {}
         self._yardstick: Working | None = None
         self._yardstick_ms = 0.0
         machine = replace(this_machine(), versions={}, python="")
         self.identity: dict[str, Any] = {
             "engine": runtime,
-            "version": self._adapter.availability().version,
+            "version": here.version,
             "machine": machine.id,
-            "threads": threads,
+            "threads": self._options.threads,
             "precision": "fp32",
+            **({} if self._options.device == "cpu" else {"device": self._options.device}),
         }
 
     def scale(self, known: float | None = None) -> float:
@@ -134,10 +139,10 @@ class EngineTimer:
             UnavailableError: it cannot be exported to the engine.
         """
         with tempfile.TemporaryDirectory(prefix="leadline-") as folder:
-            options = ExportOptions(size=size)
-            session = self._adapter.open(self._adapter.export(network, options, Path(folder)), self._options)
+            made = self._adapter.export(network, ExportOptions(size=size), Path(folder))
+            session = self._adapter.open(made, self._options)
             try:
-                yield Working(session, size, self._threads)
+                yield Working(session, size, alone=self._alone)
             finally:
                 session.close()
 
@@ -155,40 +160,27 @@ class EngineTimer:
     def _measure_of_all(self) -> Working:
         """The yardstick, opened once."""
         if self._yardstick is None:
-            size, contract = Yardstick.SIZE, _contract(Yardstick.SIZE)
-            network = Yardstick().eval()
-            if self._adapter.name == "torch":
-                session = open_model(network, contract, self._options)
-            else:
-                with tempfile.TemporaryDirectory(prefix="leadline-") as folder:
-                    source = LoadedModel(network, contract, "yardstick")
-                    made = self._adapter.export(source, ExportOptions(), Path(folder))
-                    session = self._adapter.open(made, self._options)
-            self._yardstick = Working(session, size, self._threads)
+            source = LoadedModel(Yardstick().eval(), _contract(Yardstick.SIZE), "yardstick")
+            session = self._adapter.open_network(source, self._options)
+            self._yardstick = Working(session, Yardstick.SIZE, alone=self._alone)
         return self._yardstick
-
-    @property
-    def _options(self) -> SessionOptions:
-        return SessionOptions(threads=self._threads)
 
     @contextmanager
     def _opened(self, piece: Piece, folder: Path) -> Iterator[Timed]:
         size = picture_size(piece)
         contract = _contract(size)
-        if self._adapter.name == "torch":  # its bundles hold networks of the registry only
-            session = open_model(PieceNetwork(piece).eval(), contract, self._options)
-        else:
+        model: nn.Module
+        if self._adapter.takes_onnx:
             if piece.kind not in self._templates:
                 self._templates[piece.kind] = _Template(piece)
             path = folder / "piece.onnx"
             path.write_bytes(self._templates[piece.kind].at(piece).SerializeToString())
-            source = LoadedModel(OnnxNetwork(path, contract), contract, "piece")
-            (folder / "bundle").mkdir()
-            session = self._adapter.open(
-                self._adapter.export(source, ExportOptions(), folder / "bundle"), self._options
-            )
+            model = OnnxNetwork(path, contract)
+        else:
+            model = PieceNetwork(piece).eval()
+        session = self._adapter.open_network(LoadedModel(model, contract, "piece"), self._options)
         try:
-            yield Working(session, size, self._threads)
+            yield Working(session, size, alone=self._alone)
         finally:
             session.close()
 
@@ -229,16 +221,16 @@ def _runs(timed: Timed) -> int:
 
 
 class Working:
-    """A session of this process, timed by the clock of the processor where one thread computes.
+    """A session, timed by the clock of the processor where it computes `alone`: in one thread of this process.
 
     On a quiet machine that is the latency; on a busy one it leaves out the time in which a neighbour had the core,
-    which would fall on long runs and spare short ones. With more threads it is the clock on the wall.
+    which would fall on long runs and spare short ones. Elsewhere it is the clock on the wall.
     """
 
-    def __init__(self, session: Session, size: tuple[int, int], threads: int) -> None:
+    def __init__(self, session: Session, size: tuple[int, int], *, alone: bool) -> None:
         self._session = session
         self._values = np.random.default_rng(0).uniform(-1, 1, (1, 3, *size)).astype(np.float32)
-        self._clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
+        self._clock = time.process_time_ns if alone else time.perf_counter_ns
 
     def run(self, runs: int) -> list[float]:
         """Milliseconds of each run."""

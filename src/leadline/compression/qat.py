@@ -38,7 +38,9 @@ class QuantisationAwareTraining(Step):
     method: Calibration | None = Field(
         default=None, description="how ranges are found at the start; as `calibration` says where absent"
     )
-    percentile: float = Field(default=99.99, gt=0, le=100, description="of |x| that `percentile` keeps")
+    percentile: float = Field(
+        default=99.99, gt=0, le=100, description="of |x| that is kept; given without `method`, it is the method"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -61,6 +63,7 @@ class QuantisationAwareTraining(Step):
         pieces = configured(source, place, changes).accumulate
         frozen = None if self.freeze_after is None else self.freeze_after * pieces
         training = Training(learns=self.ranges == "learned", freeze_after=frozen)
-        start = calibrated_start(source, place, training, method=self.method, percentile=self.percentile)
+        method = self.method or ("percentile" if "percentile" in self.model_fields_set else None)
+        start = calibrated_start(source, place, training, method=method, percentile=self.percentile)
         trained, _ = train(source, start, place, changes, place.folder / "training")
         return trained

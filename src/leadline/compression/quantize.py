@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from leadline.bundle import Bundle, load_bundle, write_bundle
 from leadline.compression.base import Place, Step, Target
 from leadline.compression.judging import needed
 from leadline.compression.mixed_precision import Mixture, mixture
+from leadline.compression.sensitivity import order_of_file
 from leadline.compression.verdict import accuracy_change, verdict
 from leadline.errors import ConfigError
 from leadline.manifest import manifest_kind
@@ -26,6 +28,8 @@ from leadline.runtimes.calibration import calibration_inputs
 from leadline.runtimes.export import export_bundle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from leadline.reference import LoadedModel
 
 
@@ -41,7 +45,9 @@ class Quantize(Step):
     method: Calibration | None = Field(
         default=None, description="how activation ranges are found; as `calibration` says where absent"
     )
-    percentile: float = Field(default=99.99, gt=0, le=100, description="of |x| that `percentile` keeps")
+    percentile: float = Field(
+        default=99.99, gt=0, le=100, description="of |x| that is kept; given without `method`, it is the method"
+    )
     per_channel: bool = Field(default=True, description="one weight scale per output channel, or one for all")
     symmetric: bool = Field(default=False, description="activation ranges symmetric about zero")
     equalise: bool = Field(default=False, description="even out weights along chains of convolutions with ReLU")
@@ -51,6 +57,14 @@ class Quantize(Step):
     max_drop: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="layers leave INT8 until the primary metric on `validation` loses no more than this"
     )
+    sensitivity: Path | None = Field(
+        default=None,
+        description="sensitivity.json of `leadline sensitivity --kind bits`: layers leave in its order; else by what "
+        "each alone does to the output on calibration pictures",
+    )
+
+    def _method(self, usual: Calibration) -> Calibration:
+        return self.method or ("percentile" if "percentile" in self.model_fields_set else usual)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -58,8 +72,10 @@ class Quantize(Step):
             raise ValueError(f"percentile belongs to method percentile, not to {self.method}")
         if self.max_drop is not None and self.precision is not Precision.INT8_STATIC:
             raise ValueError(f"max_drop chooses layers of int8-static, not of {self.precision}")
+        if self.sensitivity is not None and self.max_drop is None:
+            raise ValueError("sensitivity orders the layers that max_drop chooses from: give max_drop too")
         try:
-            check_options(self._options(self.method or "minmax"))
+            check_options(self._options(self._method("minmax")))
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
@@ -69,8 +85,9 @@ class Quantize(Step):
         return self.max_drop is not None
 
     def check(self, source: LoadedModel, target: Target) -> None:
-        """Refuse an engine that is not here or cannot hold the precision."""
-        refuse_precision(required(self.runtime or target.runtime), self._options(self.method or "minmax"))
+        """Refuse an engine that is missing or cannot hold the precision, and a sensitivity file that cannot be used."""
+        self._ranked(source.name, lambda line: None)
+        refuse_precision(required(self.runtime or target.runtime), self._options(self._method("minmax")))
 
     def apply(self, source: LoadedModel, place: Place) -> Bundle:
         """A bundle in `place.folder / "bundle"`, its `details["verdict"]` in words and figures.
@@ -84,7 +101,7 @@ class Quantize(Step):
         """
         name = self.runtime or place.target.runtime
         static = self.precision is Precision.INT8_STATIC
-        method = (self.method or place.calibration.method) if static else "minmax"
+        method = self._method(place.calibration.method) if static else "minmax"
         options = replace(self._options(method), size=place.target.size, cache=place.folder / "graphs")
         adapter = required(name)
         refuse_precision(adapter, options)
@@ -105,7 +122,8 @@ class Quantize(Step):
         if self.max_drop is not None:
             place.say(f"trying how many layers must leave INT8 for a loss of at most {self.max_drop:g}")
             measure = accuracy_change(reference, place)
-            mixed = mixture(source, adapter, options, place, self.max_drop, measure)
+            ranked = self._ranked(source.name, place.say)
+            mixed = mixture(source, adapter, options, place, self.max_drop, measure, ranked)
             options = mixed.options
         bundle = export_bundle(source, name, options, place.folder / "bundle", pictures=place.calibration.data)
         place.say("measuring against FP32")
@@ -126,6 +144,10 @@ class Quantize(Step):
             lineage=bundle.lineage,
             details=details,
         )
+
+    def _ranked(self, network: str, say: Callable[[str], None]) -> list[str]:
+        """Module paths of the sensitivity file, the most sensitive first; empty without one."""
+        return order_of_file(self.sensitivity, network, say) if self.sensitivity is not None else []
 
     def _options(self, method: Calibration) -> ExportOptions:
         return ExportOptions(

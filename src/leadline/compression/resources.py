@@ -153,7 +153,7 @@ def latency_on(place: Place, size: tuple[int, int], table: str | None, stack: Ex
     Raises:
         UnavailableError: the engine is not installed.
     """
-    timer = EngineTimer(place.target.runtime, place.target.threads)
+    timer = EngineTimer(place.target.runtime, place.target.options)
     path = Path(table) if table else place.folder / "latency.sqlite"
     place.say(f"latency on {described(timer.identity)} at {size[0]}x{size[1]}, table {path}")
     return Latency(stack.enter_context(LatencyTable(path, timer)), timer, size)

@@ -259,7 +259,7 @@ class _Meter:
         if self._timer is None:
             from leadline.compression.piece_timing import EngineTimer
 
-            self._timer = EngineTimer(self._place.target.runtime, self._place.target.threads)
+            self._timer = EngineTimer(self._place.target.runtime, self._place.target.options)
             path = self._place.folder / SCALE  # trials of another day stay comparable
             known = json.loads(path.read_text())["milliseconds"] if path.is_file() else None
             write_atomic(path, json.dumps({"milliseconds": self._timer.scale(known)}).encode())

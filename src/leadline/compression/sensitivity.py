@@ -224,10 +224,24 @@ def amounts_of_file(
     Raises:
         DataError: the file cannot be used; see `per_layer_amounts` for the rest.
     """
+    return per_layer_amounts(_of_file(path, network, say), target, kind=kind)
+
+
+def order_of_file(path: Path, network: str, say: Callable[[str], None]) -> list[str]:
+    """`order` of a file of bits; `say` is told where it was made on a network of another name.
+
+    Raises:
+        DataError: the file cannot be used.
+        ConfigError: it is of another kind.
+    """
+    return order(_of_file(path, network, say))
+
+
+def _of_file(path: Path, network: str, say: Callable[[str], None]) -> Sensitivity:
     measured = Sensitivity.load(path)
     if measured.model != network:
         say(f"the sensitivity file is of {measured.model}, the network is {network}")
-    return per_layer_amounts(measured, target, kind=kind)
+    return measured
 
 
 def _check_kind(sensitivity: Sensitivity, kind: SensitivityKind) -> None:

@@ -62,11 +62,11 @@ def accuracy_change(reference: Bundle, place: Place) -> Callable[[Bundle], Inter
     """
     from leadline.compression.judging import needed
 
-    judged, threads = needed(place), place.target.threads
+    judged, options = needed(place), place.target.options
     if get_protocol(judged.protocol).truth == "model":
 
         def lost(bundle: Bundle) -> Interval:
-            found = _scored(bundle, judged, threads, reference).summary()["agreement"]
+            found = _scored(bundle, judged, options, reference).summary()["agreement"]
             return Interval(found.value - 1, found.low - 1, found.high - 1, found.n)
 
         return lost
@@ -74,8 +74,8 @@ def accuracy_change(reference: Bundle, place: Place) -> Callable[[Bundle], Inter
 
     def changed(bundle: Bundle) -> Interval:
         if not known:
-            known.append(_scored(reference, judged, threads))
-        mine = _scored(bundle, judged, threads)
+            known.append(_scored(reference, judged, options))
+        mine = _scored(bundle, judged, options)
         return paired(mine, known[0], mine.protocol.primary)
 
     return changed
@@ -100,7 +100,7 @@ def _accuracy(bundle: Bundle, reference: Bundle, place: Place, words: list[str])
 
 def _latency(bundle: Bundle, reference: Bundle, place: Place, words: list[str]) -> dict[str, Any]:
     threads = place.target.threads
-    jobs = [Job(str(one.folder), threads) for one in (reference, bundle)]
+    jobs = [Job(str(one.folder), threads, place.target.device) for one in (reference, bundle)]
     first, timing = compare(jobs[0], jobs[1:], runs=RUNS, warmup=WARMUP, rounds=ROUNDS)
     found = timing.ratio
     if found is None or timing.latency is None:
@@ -121,12 +121,12 @@ def _latency(bundle: Bundle, reference: Bundle, place: Place, words: list[str]) 
     return {"ratio": found.value, "low": found.low, "high": found.high, "ms": timing.latency.p50, "threads": threads}
 
 
-def _scored(bundle: Bundle, judged: Judged, threads: int, truth: Bundle | None = None) -> Evaluation:
+def _scored(bundle: Bundle, judged: Judged, options: SessionOptions, truth: Bundle | None = None) -> Evaluation:
     dataset = Subset(open_dataset(judged.data, judged.split), judged.first, judged.last)
-    with Predictor(_opened(bundle, threads)) as one:
+    with Predictor(_opened(bundle, options)) as one:
         if truth is None:
             return evaluate(one, dataset, judged.protocol, limit=judged.limit, name=bundle.precision)
-        with Predictor(_opened(truth, threads)) as other:
+        with Predictor(_opened(truth, options)) as other:
             return evaluate(one, dataset, judged.protocol, limit=judged.limit, reference=other, name=bundle.precision)
 
 
@@ -135,13 +135,13 @@ def _fidelity(bundle: Bundle, reference: Bundle, place: Place) -> Interval:
     data, split = place.calibration.data, place.calibration.split
     inputs = calibration_inputs(data, bundle.contract, None, FIDELITY_PICTURES, seed=FIDELITY_SEED, split=split)
     with (
-        closing(_opened(bundle, place.target.threads)) as one,
-        closing(_opened(reference, place.target.threads)) as two,
+        closing(_opened(bundle, place.target.options)) as one,
+        closing(_opened(reference, place.target.options)) as two,
     ):
         shares = np.array([[compare_outputs(one.run(values), two.run(values)).delta1] for values in inputs])
     return interval(float(shares.mean()), resampled_means(shares)[:, 0], len(shares))
 
 
-def _opened(bundle: Bundle, threads: int) -> Session:
+def _opened(bundle: Bundle, options: SessionOptions) -> Session:
     assert bundle.precision in list(Precision)
-    return required(bundle.runtime).open(bundle, SessionOptions(threads=threads))
+    return required(bundle.runtime).open(bundle, options)

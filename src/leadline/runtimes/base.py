@@ -7,8 +7,10 @@ Nothing about an engine stands anywhere else.
 from __future__ import annotations
 
 import importlib
+import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
@@ -20,7 +22,6 @@ from leadline.runtimes.options import CALIBRATIONS, LACKS, Calibration, ExportOp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from pydantic import BaseModel
@@ -200,6 +201,8 @@ class Runtime(ABC):
     dynamic: ClassVar[bool] = False  # whether a bundle may leave height and width open
     tunes: ClassVar[bool] = False  # whether an export can search for what is fast on this machine
     by_name_only: ClassVar[str] = ""  # why nobody wants it tried without having asked for it; empty for most
+    in_process: ClassVar[bool] = True  # whether the engine computes in this process, so that its clock counts
+    takes_onnx: ClassVar[bool] = True  # whether `export` and `open_network` take an ONNX file as the network
 
     @abstractmethod
     def availability(self) -> Availability:
@@ -222,6 +225,15 @@ class Runtime(ABC):
             BundleError: a file is missing or damaged.
             UnavailableError: the engine is missing.
         """
+
+    def open_network(self, source: Exportable, options: SessionOptions) -> Session:
+        """Run a network in float as this engine would run its bundle, whether or not it is one of the registry's.
+
+        Raises:
+            UnavailableError: the engine, or an operator, is missing.
+        """
+        with tempfile.TemporaryDirectory(prefix="leadline-") as folder:
+            return self.open(self.export(source, ExportOptions(), Path(folder)), options)
 
     def example(self, bundle: Bundle) -> str:
         """Python lines that define `infer(values)` with the engine alone, for a bundle's `example.py`.

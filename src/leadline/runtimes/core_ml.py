@@ -57,6 +57,7 @@ class CoreML(Runtime):
     )
     dynamic: ClassVar[bool] = False  # an open size keeps a program off the Neural Engine
     packages: ClassVar[str] = "coremltools"
+    takes_onnx: ClassVar[bool] = False
 
     def availability(self) -> Availability:
         """Whether coremltools is installed; away from macOS it exports only."""

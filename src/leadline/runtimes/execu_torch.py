@@ -45,6 +45,7 @@ class ExecuTorch(Runtime):
     name: ClassVar[str] = "executorch"
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32, Precision.INT8_DYNAMIC, Precision.INT8_STATIC)
     packages: ClassVar[str] = "executorch torch"
+    takes_onnx: ClassVar[bool] = False
 
     def availability(self) -> Availability:
         """Whether executorch, which exports and runs, is installed."""

@@ -57,6 +57,7 @@ class LiteRt(Runtime):
         Precision.INT8_STATIC,
     )
     packages: ClassVar[str] = "ai-edge-litert"
+    takes_onnx: ClassVar[bool] = False
 
     def availability(self) -> Availability:
         """Whether ai-edge-litert, which runs bundles, is installed."""

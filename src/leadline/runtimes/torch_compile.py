@@ -19,6 +19,7 @@ from leadline.runtimes.torch_eager import TorchRuntime
 
 if TYPE_CHECKING:
     from leadline.bundle import Bundle
+    from leadline.runtimes.base import Exportable
 
 
 class TorchCompile(TorchRuntime):
@@ -52,12 +53,23 @@ class TorchCompile(TorchRuntime):
         if options.device.partition(":")[0] not in ("cpu", "cuda"):
             why = "it has kernels for cpu and cuda"
             raise ConfigError("torch-compile cannot use the device", where=options.device, why=why, mend="use cpu")
-        session = super().open(bundle, options)
+        return self._compiled(super().open(bundle, options), str(bundle.folder))
+
+    def open_network(self, source: Exportable, options: SessionOptions) -> Session:
+        """The network as it is in memory, compiled.
+
+        Raises:
+            UnavailableError: the compiler or PyTorch's own tracing fails.
+        """
+        return self._compiled(super().open_network(source, options), source.name)
+
+    def _compiled(self, session: Session, name: str) -> Session:
+        size = session.contract.input.height, session.contract.input.width
         session.engine = self.name
         started = time.perf_counter()
-        compile_session(session, bundle.size, name=str(bundle.folder))
+        compile_session(session, size, name=name)
         took = time.perf_counter() - started
-        session.notes.append(f"compiled for {bundle.size[0]}x{bundle.size[1]} in {took:.1f} s; kernels are kept")
+        session.notes.append(f"compiled for {size[0]}x{size[1]} in {took:.1f} s; kernels are kept")
         return session
 
 

@@ -51,6 +51,7 @@ class TorchRuntime(Runtime):
     )
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "leadline"  # it builds the network, so there is no example without it
+    takes_onnx: ClassVar[bool] = False
 
     def availability(self) -> Availability:
         """Always, unless the installation is broken."""
@@ -104,6 +105,10 @@ class TorchRuntime(Runtime):
         load_state(model, read_safetensors(path), where=path)
         precision, per_channel = Precision(bundle.precision), bool(bundle.details.get("per_channel", True))
         return open_model(model, bundle.contract, options, precision=precision, per_channel=per_channel)
+
+    def open_network(self, source: Exportable, options: SessionOptions) -> Session:
+        """The network as it is in memory."""
+        return open_model(source.model, source.contract, options)
 
 
 RUNTIME = TorchRuntime()

@@ -59,6 +59,7 @@ class Web(Runtime):
     precisions: ClassVar[tuple[Precision, ...]] = onnx_runtime.OnnxRuntime.precisions
     dynamic: ClassVar[bool] = True
     packages: ClassVar[str] = "onnxruntime"
+    in_process: ClassVar[bool] = False  # a browser does
     by_name_only: ClassVar[str] = "its files run in a browser"
 
     def availability(self) -> Availability:

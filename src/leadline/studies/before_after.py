@@ -93,7 +93,7 @@ def measure(
 
         engines = [str(_engine(one, base)) for one, base in todo if base.key in answers and one is not source]
         say(f"measuring speed on {target.runtime}, {len(engines)} in turn with the source")
-        first, *jobs = (Job(ref, target.threads) for ref in (str(_engine(source, bases[0])), *engines))
+        first, *jobs = (Job(ref, target.threads, target.device) for ref in (str(_engine(source, bases[0])), *engines))
         compare(first, jobs, runs=runs, warmup=WARMUP, rounds=ROUNDS, on_done=record)
     return [rows[base.key] for base in bases]
 
@@ -152,6 +152,7 @@ def _scored(one: Result, base: Measurement, source: Result, score: Judged, targe
         "protocol": score.protocol,
         "limit": score.limit,
         "threads": threads,
+        "device": target.device,
         "reference": source.ref if score.protocol.startswith("fidelity") else None,
     }
     if exported:
