@@ -22,7 +22,7 @@ from leadline.compression.channel_plan import Bar, draw_plan
 from leadline.compression.graph import groups, keep
 from leadline.compression.importance import scores, strongest
 from leadline.compression.measure import scored
-from leadline.compression.netadapt import NetAdapt
+from leadline.compression.netadapt import NetAdapt, _as_predicted
 from leadline.compression.proposals import accuracy, narrow
 from leadline.compression.recalibrate import pictures as recalibration
 from leadline.compression.recalibrate import recalibrated
@@ -301,3 +301,19 @@ def test_latency_on_an_engine(engine: str, tmp_path: Path, pictures: Path) -> No
     assert 0 < summary["last"] <= 0.85 * summary["first"]
     assert count_macs(result.model, size) < count_macs(model, size)
     assert (tmp_path / "latency.sqlite").is_file()
+
+
+@pytest.mark.parametrize(
+    ("corrected", "alone", "words"),
+    [
+        (9.5, 9.0, "predicted 9.5 ms, -5.0% of what was measured (by the table alone -10.0%)"),
+        (
+            11.5,
+            12.0,
+            "predicted 11.5 ms, +15.0% of what was measured (by the table alone +20.0%); beyond 10% the table ",
+        ),
+    ],
+)
+def test_it_says_how_near_the_prediction_was(corrected: float, alone: float, words: str) -> None:
+    assert _as_predicted(corrected, alone, 10.0).startswith(words)
+    assert ("misleads" in _as_predicted(corrected, alone, 10.0)) == (corrected > 11)

@@ -60,7 +60,7 @@ def test_a_recipe_without_a_name_for_the_model_of_its_training_file(tmp_path: Pa
     [
         ({"stpes": []}, ("unknown key 'stpes'", "Did you mean 'steps'")),
         ({"steps": [{"step": "finetun"}]}, ("unknown step 'finetun'", "Did you mean 'finetune'")),
-        ({"steps": [{**FINETUNE, "iteration": 1}]}, ("steps.0", "Did you mean 'iterations'")),
+        ({"steps": [{**FINETUNE, "iteration": 1}]}, ("recipe.yaml, steps.0", "Did you mean 'iterations'")),
         ({"steps": [{**FINETUNE, "iterations": 0}]}, ("iterations", "greater than or equal to 1")),
         ({"steps": [{"iterations": 1}]}, ("not a step", "finetune")),
         ({"steps": [3]}, ("not a step", "got 3")),

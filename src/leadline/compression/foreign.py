@@ -1,6 +1,7 @@
-"""Channel pruning of any `torch.nn.Module`: torch-pruning finds the groups, from one forward pass.
+"""Networks that are not ours: channels of any `torch.nn.Module`, arithmetic of any ONNX vision model.
 
-The result is an ordinary module that exports and trains, but no configuration rebuilds it, so it is no checkpoint.
+torch-pruning finds the groups of channels, from one forward pass. The result is an ordinary module that exports and
+trains, but no configuration rebuilds it, so it is no checkpoint. (Zeros of either: `leadline.compression.zeros`.)
 """
 
 from __future__ import annotations
@@ -14,11 +15,18 @@ from torch import Tensor, nn
 
 from leadline.compression.weighted import output_layers
 from leadline.errors import ConfigError, UnavailableError, closest, one_line
+from leadline.runtimes.base import ExportOptions, Precision, check_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
 ForeignImportance = Literal["l1", "l2", "random"]
+NARROW = ("fp16", "int8-weights", "int8-dynamic", "int8-static")
+OPTIONS = ("method", "percentile", "per_channel", "symmetric", "equalise", "bias_correction", "smooth", "exclude")
 
 
 def prune_module(
@@ -86,6 +94,38 @@ def prune_module(
         value.requires_grad_(learned[name])
     _check_runs(pruned, example)
     return pruned.train(training)
+
+
+def quantize_onnx(
+    proto: onnx.ModelProto, precision: str = "int8-static", inputs: Sequence[NDArray[np.float32]] = (), **options: Any
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A copy of an ONNX network in narrower arithmetic, as ONNX Runtime runs it.
+
+    Args:
+        proto: a float network of one picture, N x 3 x H x W, with any outputs.
+        precision: fp16, int8-weights, int8-dynamic or int8-static.
+        inputs: what the network usually sees, as it takes it; static INT8 finds its ranges on them.
+        options: `OPTIONS`, with the meaning that they have in `leadline.runtimes.options.ExportOptions`.
+
+    Returns:
+        The network, and what was done: the number of quantised layers, how ranges were found, ...
+
+    Raises:
+        ConfigError: an unknown precision or option, options that contradict each other, nothing that can be brought to
+            the precision, or no inputs for static INT8.
+        NumericalError: NaN or infinity during calibration, or a weight that FP16 cannot hold.
+    """
+    from leadline.runtimes.onnx_runtime import narrowed
+
+    if precision not in NARROW:
+        raise ConfigError("unknown precision", where=precision, mend=closest(precision, NARROW))
+    if unknown := [name for name in options if name not in OPTIONS]:
+        raise ConfigError("unknown option", where=unknown[0], mend=closest(unknown[0], OPTIONS))
+    asked = ExportOptions(precision=Precision(precision), calibration=list(inputs), **options)
+    check_options(asked)
+    copied = type(proto)()
+    copied.CopyFrom(proto)
+    return narrowed(copied, asked, name=proto.graph.name or "the network")
 
 
 def _check_runs(pruned: nn.Module, example: Tensor) -> None:

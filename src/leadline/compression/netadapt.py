@@ -34,7 +34,16 @@ from leadline.compression.proposals import (
     work,
 )
 from leadline.compression.recalibrate import norms_of, pictures
-from leadline.compression.resources import Macs, Resource, ResourceName, Weights, latency_on, narrowed, shapes_of
+from leadline.compression.resources import (
+    Latency,
+    Macs,
+    Resource,
+    ResourceName,
+    Weights,
+    latency_on,
+    narrowed,
+    shapes_of,
+)
 from leadline.compression.tuning import configured, tune
 from leadline.errors import ConfigError, DataError, closest, one_line
 from leadline.evaluation.metrics import LABELS
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
     from leadline.reference import LoadedModel
 
 HISTORY, SUMMARY, PLAN = "history.json", "summary.json", "plan"
+NEAR = 0.1  # how far a predicted latency may be from the measured one
 START, RANKING, PICTURES = "start", "ranking.safetensors", "pictures.safetensors"
 
 
@@ -188,6 +198,17 @@ class NetAdapt(Step):
         place.say(
             f"{resource.name} {first.resource:.6g} -> {last.resource:.6g} {resource.unit}, {place.folder / PLAN}.svg"
         )
+        if isinstance(resource, Latency):
+            place.say(_as_predicted(says["predicted_last"], says["predicted_from_start"], last.resource))
+
+
+def _as_predicted(corrected: float, alone: float, measured: float) -> str:
+    """How near the table was to the last network's measured time; beyond `NEAR` the choice among networks is doubtful."""
+    off, far = corrected / measured - 1, alone / measured - 1
+    said = f"predicted {corrected:.6g} ms, {off:+.1%} of what was measured (by the table alone {far:+.1%})"
+    if abs(off) <= NEAR:
+        return said
+    return f"{said}; beyond {NEAR:.0%} the table misleads: measure it again on an idle machine (another `table`)"
 
 
 @dataclass

@@ -35,6 +35,7 @@ from leadline.runtimes.onnx_providers import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import onnx
     from numpy.typing import NDArray
 
     from leadline.bundle import Bundle
@@ -122,24 +123,41 @@ def write_onnx(source: Exportable, options: ExportOptions, contract: Contract, p
         UnavailableError: the network cannot be exported.
         ConfigError: nothing in the network can be brought to the precision.
     """
-    from leadline.runtimes import onnx_narrow, onnx_quantize
     from leadline.runtimes.onnx_export import export_onnx
     from leadline.runtimes.onnx_trained import has_trained_grids, trained_int8
 
     proto = export_onnx(source.model, contract, options.cache, batch=options.batch)
-    details: dict[str, Any] = {}
-    if options.precision is Precision.FP16:
-        proto = onnx_narrow.half_weights(proto)
-    elif options.precision is Precision.INT8_WEIGHTS:
-        proto, details = onnx_narrow.int8_weights(proto, options, name=source.name)
-    elif options.precision is Precision.INT8_DYNAMIC:
-        proto, details = onnx_narrow.dynamic_int8(proto, options, name=source.name)
-    elif options.precision is Precision.INT8_STATIC and has_trained_grids(source):
+    if options.precision is Precision.INT8_STATIC and has_trained_grids(source):
         proto, details = trained_int8(proto, options, source)
-    elif options.precision is Precision.INT8_STATIC:
-        proto, details = onnx_quantize.static_int8(proto, options, name=source.name)
+    else:
+        proto, details = narrowed(proto, options, name=source.name)
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return details
+
+
+def narrowed(proto: onnx.ModelProto, options: ExportOptions, *, name: str) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A float graph in the arithmetic of `options.precision`, and what a bundle's details say of it.
+
+    Args:
+        proto: any network of one picture.
+        options: checked by `check_options`; static INT8 needs `calibration`.
+        name: of the network, for messages.
+
+    Raises:
+        ConfigError: nothing in the network can be brought to the precision, or no calibration inputs.
+        NumericalError: NaN or infinity during calibration, or a weight that FP16 cannot hold.
+    """
+    from leadline.runtimes import onnx_narrow, onnx_quantize
+
+    if options.precision is Precision.FP16:
+        return onnx_narrow.half_weights(proto), {}
+    if options.precision is Precision.INT8_WEIGHTS:
+        return onnx_narrow.int8_weights(proto, options, name=name)
+    if options.precision is Precision.INT8_DYNAMIC:
+        return onnx_narrow.dynamic_int8(proto, options, name=name)
+    if options.precision is Precision.INT8_STATIC:
+        return onnx_quantize.static_int8(proto, options, name=name)
+    return proto, {}
 
 
 def open_file(path: Path, contract: Contract, options: SessionOptions | None = None, *, precision: str = "") -> Session:

@@ -115,6 +115,8 @@ def load_recipe(path: Path) -> Recipe:
         values["train"] = _train_of(values["train"], path)
     if isinstance(values.get("model"), str):
         values["model"] = _model_of(values["model"], path)
+    if isinstance(values.get("steps"), list):
+        values["steps"] = [parse_step(one, f"{path}, steps.{at}") for at, one in enumerate(values["steps"])]
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
