@@ -18,8 +18,11 @@ from leadline.checkpoint import load_checkpoint, save_checkpoint
 from leadline.compression import Judged, Pictures, Place, Step, Target
 from leadline.compression.finetune import FineTune
 from leadline.errors import ConfigError, LeadlineError, OutputError
+from leadline.evaluation.isolation import Job
+from leadline.evaluation.latency import compare
 from leadline.output import output_lock
 from leadline.reference import LoadedModel, load_model
+from leadline.studies import before_after
 from leadline.studies.before_after import packed_mb
 from leadline.studies.recipe import Recipe
 from leadline.studies.recipe_run import run_recipe, run_steps, step_key
@@ -257,6 +260,7 @@ def test_a_network_that_nothing_could_load_again_is_refused(model: str, tmp_path
     [
         ({"target": Target(runtime="openvin")}, "openvino"),
         ({"target": Target(size=(63, 96))}, "63"),
+        ({"target": Target(device="mars")}, "onnxruntime cannot use the device 'mars'"),
         ({"score": Judged(data="nowhere")}, "no such file"),
         ({"score": Judged(data=SCENES, protocol="plian")}, "plain"),
         ({"score": Judged(data=SCENES, first=3)}, "empty part"),
@@ -288,6 +292,20 @@ def test_the_target_s_size_is_the_network_s_in_every_step(model: str, tmp_path: 
     assert start.train["size"] == [96, 64]
     made = load_model(run_steps(recipe, start, tmp_path, lambda line: None)[-1].ref)
     assert (made.contract.input.height, made.contract.input.width) == (96, 64)
+
+
+def test_time_is_that_of_the_device_that_is_named(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def seen(first: Job, others: Any, **options: Any) -> Any:
+        asked.extend(job.device for job in (first, *others))
+        return compare(first, others, **options)
+
+    monkeypatch.setattr(before_after, "compare", seen)
+    target = Target(runtime="torch", device="cpu:0", size=(64, 96))
+    outcome = run_recipe(Recipe(model=model, steps=[Scaled()], target=target), tmp_path / "out", runs=2)
+    assert asked == ["cpu:0", "cpu:0"]
+    assert all(row.latency is not None for row in outcome.rows)
 
 
 def test_a_training_size_that_is_said_counts(model: str, tmp_path: Path) -> None:

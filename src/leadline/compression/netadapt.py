@@ -203,7 +203,7 @@ class NetAdapt(Step):
 
 
 def _as_predicted(corrected: float, alone: float, measured: float) -> str:
-    """How near the table was to the last network's measured time; beyond `NEAR` the choice among networks is doubtful."""
+    """How near the table was to the last network's measured time; beyond `NEAR` its choices are doubtful."""
     off, far = corrected / measured - 1, alone / measured - 1
     said = f"predicted {corrected:.6g} ms, {off:+.1%} of what was measured (by the table alone {far:+.1%})"
     if abs(off) <= NEAR:

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from leadline.compression import Judged
 from leadline.data.dataset import Subset, open_dataset, part_of
-from leadline.errors import ConfigError
+from leadline.errors import ConfigError, UnavailableError
 from leadline.evaluation.protocols import get_protocol
 from leadline.evaluation.scoring import check_truth
 from leadline.evaluation.splits import choose_split
 from leadline.reference import load_exportable, load_model
-from leadline.runtimes.base import ExportOptions, refuse_precision, required
+from leadline.runtimes.base import ExportOptions, SessionOptions, refuse_precision, required
 from leadline.runtimes.calibration import refuse_empty
+from leadline.studies.engine_choice import runs_on
 from leadline.studies.ground_truth import WITHOUT_TRUTH, choose_protocol, scenes_for
 from leadline.studies.optimize import refuse_inside
 from leadline.studies.recipe import OF_THE_START, checked, said_values
 
 if TYPE_CHECKING:
-    from leadline.compression import Step
+    from leadline.compression import Step, Target
     from leadline.reference import LoadedModel
     from leadline.studies.recipe import Recipe
 
@@ -49,13 +50,14 @@ def begin(recipe: Recipe, out: Path) -> Beginning:
 
     Raises:
         ConfigError: the target has no FP32, or a step trains what is none of our architectures.
-        UnavailableError: the target's engine is missing.
+        UnavailableError: the target's engine is missing, or cannot use its device.
         DataError, KindError: data cannot be read, or cannot be compared with what the network predicts.
         OutputError: `out` lies among the data.
         See `leadline.reference.load_exportable` for the rest.
     """
     source = load_exportable(recipe.model)
     refuse_precision(required(recipe.target.runtime), ExportOptions())
+    _refuse_device(recipe.target)
     if recipe.target.size is not None:  # trained, judged, counted and measured at one size
         source = replace(source, contract=source.contract.at(recipe.target.size))
     for what, data in (("calibration", recipe.calibration.data), ("model", recipe.model)):
@@ -76,6 +78,14 @@ def begin(recipe: Recipe, out: Path) -> Beginning:
         if decides and _same_pictures(recipe.validation, score):
             notices.append("Steps decide on the pictures of the figures, which therefore flatter the result.")
     return Beginning(source, train, score, tuple(filter(None, (learned, *notices))))
+
+
+def _refuse_device(target: Target) -> None:
+    """Refuse a device that the engine cannot use here, by trying it in a process of its own."""
+    if target.device == SessionOptions().device:
+        return
+    if why := runs_on(target.runtime, target.device):
+        raise UnavailableError("no such target", where=f"{target.runtime} on {target.device}", why=why)
 
 
 def _refuse_missing(step: Step) -> None:
