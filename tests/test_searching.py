@@ -17,6 +17,7 @@ from leadline.compression import Judged, Place, Step, Target
 from leadline.errors import ConfigError
 from leadline.reference import LoadedModel
 from leadline.studies import recipe, searching
+from leadline.studies.recommend import Limits
 from leadline.studies.searching import Training, search
 from leadline.studies.study import Cell, Study, cell_key, cells
 
@@ -61,7 +62,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = [{"step": "slow", "minutes": minutes} for minutes in (1, 2, 9, 4, 1)]
     slow[2]["fails"] = True
     listed = [(f"recipe {number}", [step]) for number, step in enumerate(slow)]
-    monkeypatch.setattr(searching, "candidates", lambda training: listed)
+    monkeypatch.setattr(searching, "candidates", lambda training, shares: listed)
     monkeypatch.setattr(searching.time, "monotonic", lambda: 60.0 * Slow.minutes_gone[0])
     known = recipe.known_steps() | {"slow": Slow}
     monkeypatch.setattr(recipe, "known_steps", lambda: known)
@@ -93,6 +94,40 @@ def test_a_step_that_keeps_no_state_ends_and_is_not_done_again(
         found = search(model, Training(TRAIN, minutes=0.5), Target(runtime="torch"), tmp_path, lambda line: None)
         made.append(len(found.networks))
     assert made == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("limits", "shares"),
+    [
+        (Limits(), (0.5, 0.3, 0.7)),
+        (Limits(max_ms=100.0, max_mb=100.0), (0.5, 0.3, 0.7)),  # already kept to
+        (Limits(max_ms=12.0), (0.55, 0.5, 0.3)),  # INT8 would do; FP32 needs 0.6 less a tenth
+        (Limits(max_ms=4.0), (0.35, 0.2, 0.5)),  # 0.4 in INT8 and 0.2 in FP32, less a tenth
+        (Limits(max_mb=1.0), (0.35, 0.1, 0.5)),  # 1 / 2.7 and 1 / 10
+        (Limits(max_ms=12.0, max_mb=1.0), (0.35, 0.1, 0.5)),  # the tighter one
+        (Limits(max_ms=0.1), (0.1, 0.5, 0.3)),  # as small as it goes
+    ],
+)
+def test_recipes_aim_at_the_limits(limits: Limits, shares: tuple[float, ...]) -> None:
+    assert searching.aims(limits, ms=20.0, mb=10.0) == pytest.approx(shares)
+
+
+@pytest.mark.usefixtures("_clock")
+def test_a_search_goes_on_with_the_aims_that_it_began_with(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, ...]] = []
+    monkeypatch.setattr(searching, "candidates", lambda training, shares: asked.append(shares) or [])
+    lines: list[str] = []
+    target, bounds = Target(runtime="torch", size=(64, 96)), Limits(max_mb=0.01)
+    search(model, Training(TRAIN), target, tmp_path, lines.append, bounds)
+    measured = json.loads((tmp_path / searching.AIMS).read_bytes())["ms"]
+    assert measured > 0
+    assert "by the limits, recipes aim at 55%, 15%, 50%" in lines[0]  # of 0.0585 MB
+    (tmp_path / searching.AIMS).write_text(json.dumps({"ms": 100.0}))
+    search(model, Training(TRAIN), target, tmp_path, lines.append, Limits(max_ms=40.0))
+    assert asked == [pytest.approx((0.55, 0.15, 0.5)), pytest.approx((0.7, 0.35, 0.5))]
+    assert lines[1].startswith("FP32 takes 100 ms")
 
 
 def test_only_steps_that_exist_and_have_their_data_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:

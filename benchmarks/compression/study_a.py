@@ -55,7 +55,7 @@ def trained(iterations: int) -> list[Row]:
         Row("pruned 50 %, gradual", [{**prune(0.5), "gradual": gradual}]),
         Row("30 % of the channels off, fine-tuned", [narrow]),
         Row("the same + static INT8", [narrow, STATIC]),
-        Row("QAT", [{"step": "qat"}, STATIC]),
+        Row("QAT", [{"step": "qat", "iterations": iterations}, STATIC]),
     ]
 
 

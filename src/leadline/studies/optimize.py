@@ -91,7 +91,7 @@ def optimize(
         notices = [scenes, part, notice, *untried(study)]
         if training is not None:
             refuse_other(folder, study)  # before anything is trained
-            made = _recipes(model, training, options, folder, on_line or (lambda line: None))
+            made = _recipes(model, training, options, folder, on_line or (lambda line: None), bounds)
             study = replace(study, networks=tuple(made.networks))
             notices += [*_learned(training, data, options["split"]), *made.notices]
         outcome = replace(run_study(study, folder, on_cell), notices=tuple(filter(None, notices)))
@@ -100,7 +100,7 @@ def optimize(
 
 
 def _recipes(
-    model: str, training: Training, options: dict[str, Any], folder: Path, say: Callable[[str], None]
+    model: str, training: Training, options: dict[str, Any], folder: Path, say: Callable[[str], None], bounds: Limits
 ) -> Found:
     """Networks for the engine whose time counts: the first that is asked for, else ONNX Runtime."""
     from leadline.compression import Target
@@ -109,7 +109,7 @@ def _recipes(
     engines = [name for name in options.get("runtimes", ()) if name != REFERENCE_RUNTIME] or ["onnxruntime"]
     sizes = options.get("sizes", ())
     target = Target(runtime=engines[0], threads=options.get("threads", 1), size=sizes[0] if sizes else None)
-    return search(model, training, target, folder / "recipes", say)
+    return search(model, training, target, folder / "recipes", say, bounds)
 
 
 def _learned(training: Training, data: str, split: str | None) -> list[str]:
