@@ -22,6 +22,7 @@ from leadline.evaluation.isolation import Job
 from leadline.evaluation.latency import compare
 from leadline.output import output_lock
 from leadline.reference import LoadedModel, load_model
+from leadline.runtimes.base import SessionOptions
 from leadline.studies import before_after
 from leadline.studies.before_after import packed_mb
 from leadline.studies.recipe import Recipe
@@ -374,3 +375,9 @@ def test_a_step_that_is_refused_at_once_leaves_no_folder(model: str, tmp_path: P
     with pytest.raises(ConfigError, match="nothing to remove"):
         ran(recipe, tmp_path)
     assert not list(tmp_path.glob("01-*"))
+
+
+def test_an_engine_beside_the_target_s_computes_on_the_cpu() -> None:
+    target = Target(runtime="onnxruntime", device="cuda", threads=2)
+    assert target.options == SessionOptions(threads=2, device="cuda")
+    assert target.options_of("openvino") == SessionOptions(threads=2, device="cpu")

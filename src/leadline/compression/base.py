@@ -51,12 +51,16 @@ class Target(_Options):
     runtime: str = Field(default="onnxruntime", description="engine whose time counts")
     threads: Annotated[int, Field(ge=0)] = Field(default=1, description="of the engine; 0 is its own choice")
     size: tuple[int, int] | None = Field(default=None, description="(height, width); the contract's where absent")
-    device: str = Field(default="cpu", description="by the engine's own name: cuda, GPU, vulkan, ...")
+    device: str = Field(default="cpu", description="by the target engine's own name: cuda, GPU, vulkan, ...")
 
     @property
     def options(self) -> SessionOptions:
         """How the engine opens what is measured."""
-        return SessionOptions(threads=self.threads, device=self.device)
+        return self.options_of(self.runtime)
+
+    def options_of(self, runtime: str) -> SessionOptions:
+        """The same for any engine: devices have other names in others, which therefore take the CPU."""
+        return SessionOptions(threads=self.threads, device=self.device if runtime == self.runtime else "cpu")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def accuracy_change(reference: Bundle, place: Place) -> Callable[[Bundle], Inter
     """
     from leadline.compression.judging import needed
 
-    judged, options = needed(place), place.target.options
+    judged, options = needed(place), place.target.options_of(reference.runtime)
     if get_protocol(judged.protocol).truth == "model":
 
         def lost(bundle: Bundle) -> Interval:
@@ -100,7 +100,8 @@ def _accuracy(bundle: Bundle, reference: Bundle, place: Place, words: list[str])
 
 def _latency(bundle: Bundle, reference: Bundle, place: Place, words: list[str]) -> dict[str, Any]:
     threads = place.target.threads
-    jobs = [Job(str(one.folder), threads, place.target.device) for one in (reference, bundle)]
+    device = place.target.options_of(bundle.runtime).device
+    jobs = [Job(str(one.folder), threads, device) for one in (reference, bundle)]
     first, timing = compare(jobs[0], jobs[1:], runs=RUNS, warmup=WARMUP, rounds=ROUNDS)
     found = timing.ratio
     if found is None or timing.latency is None:
@@ -134,9 +135,10 @@ def _fidelity(bundle: Bundle, reference: Bundle, place: Place) -> Interval:
     """δ1 against FP32 per picture, without any ground truth."""
     data, split = place.calibration.data, place.calibration.split
     inputs = calibration_inputs(data, bundle.contract, None, FIDELITY_PICTURES, seed=FIDELITY_SEED, split=split)
+    options = place.target.options_of(bundle.runtime)
     with (
-        closing(_opened(bundle, place.target.options)) as one,
-        closing(_opened(reference, place.target.options)) as two,
+        closing(_opened(bundle, options)) as one,
+        closing(_opened(reference, options)) as two,
     ):
         shares = np.array([[compare_outputs(one.run(values), two.run(values)).delta1] for values in inputs])
     return interval(float(shares.mean()), resampled_means(shares)[:, 0], len(shares))

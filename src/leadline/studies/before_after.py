@@ -91,9 +91,11 @@ def measure(
                     write_measurements(Path(one.ref), row.carried())
                 store.put(row, {scored["name"]: json.dumps(scored) for scored in answers[base.key]["rows"]})
 
-        engines = [str(_engine(one, base)) for one, base in todo if base.key in answers and one is not source]
-        say(f"measuring speed on {target.runtime}, {len(engines)} in turn with the source")
-        first, *jobs = (Job(ref, target.threads, target.device) for ref in (str(_engine(source, bases[0])), *engines))
+        turns = [(source, bases[0]), *(pair for pair in todo if pair[1].key in answers and pair[0] is not source)]
+        say(f"measuring speed on {target.runtime}, {len(turns) - 1} in turn with the source")
+        first, *jobs = (
+            Job(str(_engine(one, base)), target.threads, target.options_of(base.runtime).device) for one, base in turns
+        )
         compare(first, jobs, runs=runs, warmup=WARMUP, rounds=ROUNDS, on_done=record)
     return [rows[base.key] for base in bases]
 
@@ -152,7 +154,7 @@ def _scored(one: Result, base: Measurement, source: Result, score: Judged, targe
         "protocol": score.protocol,
         "limit": score.limit,
         "threads": threads,
-        "device": target.device,
+        "device": target.options_of(base.runtime).device,
         "reference": source.ref if score.protocol.startswith("fidelity") else None,
     }
     if exported:
