@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import tiny_detector
 from leadline.compression.foreign import OPTIONS, quantize_onnx
@@ -63,12 +64,36 @@ def test_what_it_cannot_do_is_refused(graph: onnx.ModelProto) -> None:
         quantize_onnx(graph, "int8")
     with pytest.raises(ConfigError, match=r"unknown option 'percentil'.*percentile"):
         quantize_onnx(graph, inputs=INPUTS, percentil=99)
+    with pytest.raises(ConfigError, match=r"unknown method 'ms'.*mse"):
+        quantize_onnx(graph, inputs=INPUTS, method="ms")
+    for wrong in (INPUTS[0].astype(np.float64), INPUTS[0][0], INPUTS[0][:, :1], np.concatenate(INPUTS), None):
+        with pytest.raises(ConfigError, match=r"not an input of the network 'inputs\[1\]': .* 1 x 3 x 32 x 48"):
+            quantize_onnx(graph, inputs=[INPUTS[0], wrong])
+    with pytest.raises(ConfigError, match="inputs of one value"):
+        quantize_onnx(graph, inputs=[np.zeros_like(INPUTS[0])])
     with pytest.raises(ConfigError, match="calibration"):
         quantize_onnx(graph)
     with pytest.raises(ConfigError, match="belongs to int8-static"):
         quantize_onnx(graph, "fp16", equalise=True)
     with pytest.raises(ConfigError, match="nothing to quantise dynamically"):
         quantize_onnx(graph, "int8-dynamic")
+
+
+def test_a_percentile_alone_is_the_method(graph: onnx.ModelProto) -> None:
+    assert quantize_onnx(graph, inputs=INPUTS, percentile=99.0)[1]["calibration"] == "percentile"
+
+
+def test_the_linear_layer_of_a_classifier_in_dynamic_int8() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own advice
+        example = (torch.zeros(1, 3, 32, 48),)
+        program = torch.onnx.export(nn.Sequential(*layers).eval(), example, dynamo=True, verbose=False)
+    assert program is not None
+    narrow, _ = quantize_onnx(program.model_proto, "int8-dynamic")
+    [ours], [theirs] = ran(narrow), ran(program.model_proto)
+    assert 0 < np.abs(ours - theirs).mean() < 0.05 * theirs.std()
 
 
 def test_its_options_are_those_of_an_export() -> None:

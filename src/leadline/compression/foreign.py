@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from leadline.compression.weighted import output_layers
 from leadline.errors import ConfigError, UnavailableError, closest, one_line
-from leadline.runtimes.base import ExportOptions, Precision, check_options
+from leadline.runtimes.base import CALIBRATIONS, ExportOptions, Precision, check_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,14 +118,37 @@ def quantize_onnx(
     from leadline.runtimes.onnx_runtime import narrowed
 
     if precision not in NARROW:
-        raise ConfigError("unknown precision", where=precision, mend=closest(precision, NARROW))
+        raise ConfigError("unknown precision", where=precision, mend=f"known: {', '.join(NARROW)}")
     if unknown := [name for name in options if name not in OPTIONS]:
         raise ConfigError("unknown option", where=unknown[0], mend=closest(unknown[0], OPTIONS))
-    asked = ExportOptions(precision=Precision(precision), calibration=list(inputs), **options)
+    if "percentile" in options:  # alone it is the method, as of the step
+        options = {"method": "percentile", **options}
+    if (method := options.get("method", CALIBRATIONS[0])) not in CALIBRATIONS:
+        raise ConfigError("unknown method", where=method, mend=closest(method, CALIBRATIONS))
+    asked = ExportOptions(precision=Precision(precision), calibration=_checked(proto, inputs), **options)
     check_options(asked)
     copied = type(proto)()
     copied.CopyFrom(proto)
     return narrowed(copied, asked, name=proto.graph.name or "the network")
+
+
+def _checked(proto: onnx.ModelProto, inputs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """The inputs, if the network takes each of them and they show it anything."""
+    import numpy as np
+
+    held = {tensor.name for tensor in proto.graph.initializer}
+    given = next(each for each in proto.graph.input if each.name not in held)
+    shape = [dim.dim_value for dim in given.type.tensor_type.shape.dim]  # 0 where it is open
+    for index, each in enumerate(inputs):
+        found = each.shape if isinstance(each, np.ndarray) and each.dtype == np.float32 else ()
+        fits = len(found) == len(shape) and found[:1] == (1,)
+        if not fits or any(wanted not in (0, side) for side, wanted in zip(found, shape, strict=True)):
+            sides = " x ".join(str(side or "any") for side in shape)
+            why = f"the network takes float32 arrays of {sides}, one picture each"
+            raise ConfigError("not an input of the network", where=f"inputs[{index}]", why=why)
+    if inputs and all(float(np.ptp(each)) == 0 for each in inputs):
+        raise ConfigError("inputs of one value", where="inputs", why="they show no activation that pictures have")
+    return list(inputs)
 
 
 def _check_runs(pruned: nn.Module, example: Tensor) -> None:

@@ -86,7 +86,11 @@ class Quantize(Step):
 
     def check(self, source: LoadedModel, target: Target) -> None:
         """Refuse an engine that is missing or cannot hold the precision, and a sensitivity file that cannot be used."""
-        self._ranked(source.name, lambda line: None)
+        ranked = self._ranked(source.name, lambda line: None)
+        if ranked and not set(ranked) & {name for name, _ in source.model.named_modules()}:
+            why = f"it has {ranked[0]}, ..."
+            mend = "make it of this network: leadline sensitivity REF --kind bits"
+            raise ConfigError("the sensitivity file names no layer of", where=source.name, why=why, mend=mend)
         refuse_precision(required(self.runtime or target.runtime), self._options(self._method("minmax")))
 
     def apply(self, source: LoadedModel, place: Place) -> Bundle:

@@ -113,7 +113,8 @@ class Sensitivity(_Typed):
             mend = "make it: leadline sensitivity REF --data D --kind pruning --out DIR"
             raise DataError("no sensitivity file", where=file, why=error.strerror or str(error), mend=mend) from error
         except ValidationError as error:
-            why = str(error.errors()[0]["msg"])
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else str(first["msg"])
             raise DataError("not a sensitivity file", where=file, why=why, mend="make it again") from error
         if not found.finished and not unfinished:
             why = f"the analysis was stopped after {len(found.rows)} rows"
@@ -234,7 +235,10 @@ def order_of_file(path: Path, network: str, say: Callable[[str], None]) -> list[
         DataError: the file cannot be used.
         ConfigError: it is of another kind.
     """
-    return order(_of_file(path, network, say))
+    found = order(_of_file(path, network, say))
+    if not found:
+        raise DataError("an empty sensitivity file", where=path, why="it has no layer", mend="make it again")
+    return found
 
 
 def _of_file(path: Path, network: str, say: Callable[[str], None]) -> Sensitivity:

@@ -83,9 +83,12 @@ def dynamic_int8(
         why = "ONNX Runtime is slower with dynamic convolutions than in FP32, so only matrix products are quantised"
         mend = "use int8-static"
         raise ConfigError("nothing to quantise dynamically in", where=name, why=why, mend=mend)
+    ready = onnx.ModelProto()
+    ready.CopyFrom(proto)
+    del ready.graph.value_info[:]  # the quantiser turns a Gemm's weight, and a shape noted before would contradict it
     with tempfile.TemporaryDirectory(prefix="leadline-") as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save_model(proto, before)
+        onnx.save_model(ready, before)
         with quiet_quantiser():
             quantize_dynamic(
                 before,
