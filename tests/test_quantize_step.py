@@ -267,11 +267,6 @@ class TestMixedPrecision:
         assert "2 layers leave in the order of the sensitivity file; 38 others leave last" in said
         assert not json.loads((tmp_path / STATE).read_bytes())["losses"]  # nothing was ranked
 
-    def test_a_sensitivity_file_of_another_network_is_refused(self, tmp_path: Path) -> None:
-        options = ExportOptions(Precision.INT8_STATIC, size=(64, 96), calibration=pictures(2))
-        with pytest.raises(ConfigError, match=r"names no layer of .*cnn.* blocks\.0, \.\.\.; the network has"):
-            mixture(cnn(), runtime("onnxruntime"), options, Place(tmp_path), 0.01, lambda _: change(-0.1), ["blocks.0"])
-
     def test_a_sensitivity_file_is_read_before_anything_is_done(self, tmp_path: Path) -> None:
         figure = {"value": 0.5, "low": None, "high": None, "n": 1}
         facts = {"model": "x", "fingerprint": "f", "settings": {}, "metric": "delta1", "higher_is_better": True}
@@ -279,6 +274,21 @@ class TestMixedPrecision:
         path.write_text(json.dumps({"kind": "pruning", **facts, "base": figure, "finished": True}))
         step = Quantize(max_drop=0.01, sensitivity=path)
         with pytest.raises(ConfigError, match="a sensitivity file of pruning"):
+            step.check(cnn(), Target())
+        row = {
+            "part": "blocks.0",
+            "scope": "layer",
+            "layers": ["blocks.0"],
+            "change": "weights",
+            "value": 8,
+            "weights": 1,
+        }
+        rows = [{**row, "figure": figure, "difference": figure}]
+        path.write_text(json.dumps({"kind": "bits", **facts, "base": figure, "finished": True, "rows": rows}))
+        with pytest.raises(ConfigError, match=r"names no layer of .*: it has blocks\.0, "):
+            step.check(cnn(), Target())
+        path.write_text(json.dumps({"kind": "bits", **facts, "base": figure, "finished": True}))
+        with pytest.raises(DataError, match="an empty sensitivity file"):
             step.check(cnn(), Target())
         with pytest.raises(DataError, match="no sensitivity file"):
             Quantize(max_drop=0.01, sensitivity=tmp_path / "none.json").check(cnn(), Target())

@@ -80,7 +80,7 @@ def mixture(
         ranked: module paths in the order in which layers leave, in place of a ranking; others of the network go last.
 
     Raises:
-        ConfigError: INT8 cannot meet the limit with even one layer, or `ranked` names no layer of the network.
+        ConfigError: INT8 cannot meet the limit with even one layer.
     """
     contract = bundle_contract(source.contract, options.size, options.dynamic)
     ready, _ = prepared(export_onnx(source.model, contract, options.cache), options, name=source.name)
@@ -147,10 +147,6 @@ def _as_ranked(
     naming = Naming(ready, source.model)
     weights = {node.name: naming.weight(node) for node in naming.nodes if node.name in names}
     known = {name: ranked.index(path) for name in names if (path := _module(weights[name])) in ranked}
-    if not known:
-        why = f"it orders {ranked[0]}, ...; the network has {_module(weights[names[0]])}, ..."
-        mend = "make it of this network: leadline sensitivity REF --kind bits"
-        raise ConfigError("the sensitivity file names no layer of", where=source.name, why=why, mend=mend)
     left = f"; {len(names) - len(known)} others leave last" if len(known) < len(names) else ""
     place.say(f"{len(known)} layers leave in the order of the sensitivity file{left}")
     return sorted(names, key=lambda name: known.get(name, len(ranked)))

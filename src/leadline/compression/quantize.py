@@ -86,11 +86,7 @@ class Quantize(Step):
 
     def check(self, source: LoadedModel, target: Target) -> None:
         """Refuse an engine that is missing or cannot hold the precision, and a sensitivity file that cannot be used."""
-        ranked = self._ranked(source.name, lambda line: None)
-        if ranked and not set(ranked) & {name for name, _ in source.model.named_modules()}:
-            why = f"it has {ranked[0]}, ..."
-            mend = "make it of this network: leadline sensitivity REF --kind bits"
-            raise ConfigError("the sensitivity file names no layer of", where=source.name, why=why, mend=mend)
+        self._ranked(source, lambda line: None)
         refuse_precision(required(self.runtime or target.runtime), self._options(self._method("minmax")))
 
     def apply(self, source: LoadedModel, place: Place) -> Bundle:
@@ -126,7 +122,7 @@ class Quantize(Step):
         if self.max_drop is not None:
             place.say(f"trying how many layers must leave INT8 for a loss of at most {self.max_drop:g}")
             measure = accuracy_change(reference, place)
-            ranked = self._ranked(source.name, place.say)
+            ranked = self._ranked(source, place.say)
             mixed = mixture(source, adapter, options, place, self.max_drop, measure, ranked)
             options = mixed.options
         bundle = export_bundle(source, name, options, place.folder / "bundle", pictures=place.calibration.data)
@@ -149,9 +145,17 @@ class Quantize(Step):
             details=details,
         )
 
-    def _ranked(self, network: str, say: Callable[[str], None]) -> list[str]:
+    def _ranked(self, source: LoadedModel, say: Callable[[str], None]) -> list[str]:
         """Module paths of the sensitivity file, the most sensitive first; empty without one."""
-        return order_of_file(self.sensitivity, network, say) if self.sensitivity is not None else []
+        if self.sensitivity is None:
+            return []
+        ranked = order_of_file(self.sensitivity, source.name, say)
+        if not set(ranked) & {name for name, _ in source.model.named_modules()}:
+            mend = "make it of this network: leadline sensitivity REF --kind bits"
+            raise ConfigError(
+                "the sensitivity file names no layer of", where=source.name, why=f"it has {ranked[0]}, ...", mend=mend
+            )
+        return ranked
 
     def _options(self, method: Calibration) -> ExportOptions:
         return ExportOptions(
