@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from leadline.runtimes.base import Session
 
 BUSY = 0.1  # share of waiting above which times are doubtful: preemption hits long runs more often than short ones
-CROWDED = f"the engine waited for a core in more than {BUSY:.0%} of the time: its times may be noise, measure on an idle machine"
+CROWDED = f"the engine waited for a core in more than {BUSY:.0%} of the time: take its times again on an idle machine"
 
 
 @dataclass(frozen=True)
